@@ -1,0 +1,256 @@
+# Copyright (c) vmfleet.ops maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The controller's half of ``converge``: render, look once, compare, and call the module only if something differs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from typing import Any
+
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import lookup_loader
+from ansible_collections.vmfleet.ops.plugins.module_utils._desired import (
+    ARGUMENT_SPEC,
+    DesiredError,
+    normalise,
+)
+from ansible_collections.vmfleet.ops.plugins.module_utils._journal import TRANSACTIONS
+from ansible_collections.vmfleet.ops.plugins.module_utils._plan import SENSITIVE, Plan, make_plan
+from ansible_collections.vmfleet.ops.plugins.module_utils._probe import (
+    ProbeError,
+    build_script,
+    content_script,
+    parse_answer,
+    parse_contents,
+)
+
+# A host that other runs keep changing is looked at anew this many times.
+LOOKS = 4
+
+
+class _Variables(dict[str, Any]):
+    """The template lookup copies all variables deeply for every file, which costs more than the rendering itself."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return dict(self)
+
+
+class ActionModule(ActionBase):
+    """See the documentation of the module of the same name."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+    _supports_async = False
+    _supports_diff = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        self._variables = task_vars or {}
+        desired = self._desired()
+        recovered: list[str] = []
+        for _look in range(LOOKS):
+            observed = self._look(desired)
+            plan = make_plan(desired, observed)
+            if not plan.changed and not observed["pending"]:
+                result["changed"] = bool(recovered)
+                break
+            if self._task.check_mode:
+                result.update(self._report(plan), **self._rehearse(plan))
+                if observed["pending"]:
+                    result["changed"] = True
+                    result.setdefault("changes", []).insert(0, self._recovery_words(observed["pending"]))
+                break
+            report = self._report(plan)
+            outcome = self._apply(plan, observed)
+            if outcome.get("failed"):
+                result.update(report, **outcome)
+                result["changed"] = False
+                break
+            if outcome.get("stale"):
+                recovered += outcome["recovered"]
+                continue
+            if outcome.get("awaiting_word"):
+                self._confirm(desired["name"], int(outcome["awaiting_word"]))
+            result.update(report, changed=True)
+            break
+        else:
+            raise AnsibleActionFail(
+                f"role {desired['name']}: other runs kept changing this host while it was looked at; run again later"
+            )
+        if recovered:
+            result["changed"] = True
+            result.setdefault("changes", []).insert(0, self._recovery_words(recovered))
+        return result
+
+    @staticmethod
+    def _recovery_words(roles: list[str]) -> str:
+        return f"took back the interrupted transaction of {', '.join(roles)}"
+
+    # -- what is wanted -----------------------------------------------------------------------------------------
+
+    def _desired(self) -> dict[str, Any]:
+        arguments = {key: value for key, value in self._task.args.items() if value is not None}
+        declaration = arguments.pop("declaration", {})
+        twice = sorted(arguments.keys() & declaration.keys())
+        if twice:
+            raise AnsibleActionFail(f"converge: {', '.join(twice)} is given twice: as an option, and in declaration")
+        arguments |= declaration
+        validated = ArgumentSpecValidator(ARGUMENT_SPEC).validate(arguments)
+        if validated.error_messages:
+            raise AnsibleActionFail(f"converge: {'; '.join(validated.error_messages)}")
+        try:
+            return normalise(validated.validated_parameters, self._render, self._addresses)
+        except DesiredError as error:
+            raise AnsibleActionFail(f"role {validated.validated_parameters['name']}: {error}") from error
+
+    def _render(self, entry: dict[str, Any]) -> bytes:
+        given = [key for key in ("template", "content", "source") if entry.get(key) is not None]
+        label = entry.get("dest") or entry.get("name")
+        if len(given) != 1:
+            raise DesiredError(f"files: {label!r} needs exactly one of template, content and source, has {given}")
+        if given == ["content"]:
+            return str(entry["content"]).encode()
+        if given == ["source"]:
+            path = self._find_needle("files", entry["source"])
+            with open(path, "rb") as handle:
+                return handle.read()
+        variables = {**self._variables, **entry["vars"]} if entry.get("vars") else self._variables
+        lookup = lookup_loader.get("ansible.builtin.template", loader=self._loader, templar=self._templar)
+        try:
+            return "".join(lookup.run([entry["template"]], variables=_Variables(variables))).encode()
+        except AnsibleError as error:
+            raise AnsibleActionFail(f"template {entry['template']} for {label}: {error}") from error
+
+    def _addresses(self, group: str) -> list[str]:
+        hostvars = self._variables["hostvars"]
+        result = []
+        for host in self._variables["groups"][group]:
+            variables = hostvars[host]
+            result.append(str(variables.get("vmfleet_address") or variables.get("ansible_host") or host))
+        return result
+
+    # -- what is there ------------------------------------------------------------------------------------------
+
+    def _shell(self, script: str) -> str:
+        """Runs a script on the host from standard input, so that none of it is seen in the process list."""
+        answer = self._low_level_execute_command("/bin/sh -s", in_data=script.encode(), executable="/bin/sh")
+        if answer["rc"] != 0 and not answer["stdout"].strip():
+            raise AnsibleActionFail(
+                f"the host refused the probe (rc {answer['rc']}): {answer['stderr'].strip()[-500:] or 'no output'}"
+            )
+        return str(answer["stdout"])
+
+    def _look(self, desired: dict[str, Any]) -> dict[str, Any]:
+        script = build_script(desired)
+        answer = self._shell(script)
+        try:
+            observed = parse_answer(desired, script, answer)
+        except ProbeError as error:
+            raise AnsibleActionFail(
+                f"role {desired['name']}: the host did not answer the probe: {error}. Is /bin/sh there, and become set?"
+            ) from error
+        if not observed["root"]:
+            raise AnsibleActionFail(f"role {desired['name']}: the host must be changed as root; set become: true")
+        return observed
+
+    # -- what differs -------------------------------------------------------------------------------------------
+
+    def _report(self, plan: Plan) -> dict[str, Any]:
+        report: dict[str, Any] = {"changed": True, "changes": plan.changes}
+        if self._task.diff:
+            report["diff"] = self._diff(plan)
+        return report
+
+    def _diff(self, plan: Plan) -> list[dict[str, str]]:
+        name = plan.desired["name"]
+        diff = [
+            {
+                "before_header": f"{name} (before)",
+                "after_header": f"{name} (after)",
+                "before": "".join(f"{line}\n" for line in plan.before),
+                "after": "".join(f"{line}\n" for line in plan.after),
+            }
+        ]
+        there = plan.observed["paths"]
+        readable = [
+            entry["dest"]
+            for entry in plan.texts
+            if not entry.get("sensitive") and there.get(entry["dest"], {}).get("kind") == "file"
+        ]
+        contents = parse_contents(self._shell(content_script(readable))) if readable else {}
+        for entry in plan.texts:
+            dest = entry["dest"]
+            if entry.get("sensitive"):
+                before, after = (SENSITIVE if dest in there else "", SENSITIVE + "(new)\n")
+            else:
+                before = base64.b64decode(contents.get(dest, "")).decode(errors="replace")
+                after = entry.get("content", b"").decode(errors="replace")
+            if before != after:
+                diff.append({"before_header": dest, "after_header": dest, "before": before, "after": after})
+        return diff
+
+    # -- the change ---------------------------------------------------------------------------------------------
+
+    def _module(self, plan: Plan) -> dict[str, Any]:
+        files = [
+            {**entry, "content": base64.b64encode(entry["content"]).decode()} if "content" in entry else entry
+            for entry in plan.payload["files"]
+        ]
+        payload = base64.b64encode(json.dumps({**plan.payload, "files": files}).encode()).decode()
+        outcome: dict[str, Any] = self._execute_module(
+            module_name="vmfleet.ops.converge_apply", module_args={"payload": payload}, task_vars=self._variables
+        )
+        outcome.pop("invocation", None)
+        return outcome
+
+    def _apply(self, plan: Plan, observed: dict[str, Any]) -> dict[str, Any]:
+        if not observed["python"]:
+            raise AnsibleActionFail(
+                f"role {plan.desired['name']}: the host has no python3, which a change needs; install python3-minimal"
+            )
+        return self._module(plan)
+
+    def _rehearse(self, plan: Plan) -> dict[str, Any]:
+        """In check mode, validation of the staged files where the host can do it: nothing to install, python3 there."""
+        payload = plan.payload
+        possible = (
+            plan.observed["python"]
+            and not plan.observed["pending"]
+            and not (payload["packages"]["install"] or payload["users"] or payload["groups"])
+        )
+        worthwhile = payload["files"] and (
+            payload["validate"] or any(entry.get("validate") for entry in payload["files"])
+        )
+        if not (possible and worthwhile):
+            return {}
+        outcome = self._module(plan)
+        return {**outcome, "changed": False} if outcome.get("failed") else {}
+
+    def _confirm(self, name: str, seconds: int) -> None:
+        """Reports back to the host over a new connection; a host that hears nothing takes the change back."""
+        directory = f"{TRANSACTIONS}/{name}"
+        script = (
+            f"d={directory}; [ -d $d ] || {{ echo gone; exit 0; }}; : > $d/confirmed; n=0; "
+            "while [ -d $d ] && [ $n -lt 100 ]; do sleep 0.1; n=$((n+1)); done; "
+            "[ -d $d ] && echo waiting || echo committed\n"
+        )
+        deadline = time.monotonic() + seconds
+        seen = "no answer"
+        while time.monotonic() < deadline:
+            try:
+                # The established connection would pass any firewall.
+                self._connection.reset()
+                seen = self._shell(script).strip()
+                break
+            except (AnsibleConnectionFailure, AnsibleActionFail) as error:
+                seen = str(error)
+                time.sleep(1)
+        if not seen.endswith("committed"):
+            raise AnsibleActionFail(
+                f"role {name}: after the firewall change the controller could not reach the host over a new connection "
+                f"within {seconds} s, so the host takes the change back ({seen}). Check the rule for ssh."
+            )

@@ -1,0 +1,7 @@
+# Copyright (c) vmfleet.ops maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The health engine: one implementation for Ansible, for the proof of a transaction and for the host alone.
+
+It needs Python 3.9 and its standard library. Imports are relative, so that it runs under any name, also from the single
+file that role base installs.
+"""
