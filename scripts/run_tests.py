@@ -1,0 +1,157 @@
+"""Runs the project's tests and closes with a line `N passed, N failed` that counts what really ran.
+
+A stage that finds nothing to run counts as failed: tests that match no file have fooled others before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = ROOT / "tests" / "output"
+STAGES = ("lint", "sanity", "unit", "integration", "molecule")
+
+
+@dataclass
+class Tally:
+    """What one stage or all of them came to."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        self.passed += other.passed
+        self.failed += other.failed
+        self.skipped += other.skipped
+        self.failures += other.failures
+
+
+def nothing_ran(stage: str, why: str) -> Tally:
+    return Tally(failed=1, failures=[f"{stage}: nothing ran ({why})"])
+
+
+def static(script: str) -> Tally:
+    # Not counted as a test when it passes: the closing line is about behaviour.
+    if subprocess.run([str(ROOT / "scripts" / script)], cwd=ROOT).returncode == 0:
+        return Tally()
+    return Tally(failed=1, failures=[script])
+
+
+def pytest(stage: str, *arguments: str) -> Tally:
+    folder = ROOT / "tests" / stage
+    if not folder.is_dir():
+        return nothing_ran(stage, f"there is no {folder.relative_to(ROOT)}")
+    report = OUTPUT / f"{stage}.xml"
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", str(folder), f"--junitxml={report}", "-q", *arguments]
+    code = subprocess.run(command, cwd=ROOT).returncode
+    if not report.exists():
+        return nothing_ran(stage, f"pytest ended with {code}")
+    tally = Tally()
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        if case.find("failure") is not None or case.find("error") is not None:
+            tally.failed += 1
+            tally.failures.append(f"{stage}: {case.get('classname')}.{case.get('name')}")
+        elif case.find("skipped") is not None:
+            tally.skipped += 1
+        else:
+            tally.passed += 1
+    if not tally.passed + tally.failed:
+        return nothing_ran(stage, f"pytest ended with {code}")
+    if code and not tally.failed:
+        tally.add(Tally(failed=1, failures=[f"{stage}: pytest ended with {code}"]))
+    return tally
+
+
+def scenario(name: str) -> tuple[str, str, float]:
+    """Run one scenario; returns its name, what is wrong with it (nothing, if it passed) and the seconds it took."""
+    log = OUTPUT / f"molecule-{name}.log"
+    started = time.monotonic()
+    with log.open("w") as output:
+        code = subprocess.run(
+            [str(ROOT / "scripts" / "molecule"), "test", "-s", name],
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1"},
+        ).returncode
+    seconds = time.monotonic() - started
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
+    if code:
+        return name, f"ended with {code}", seconds
+    missing = [step for step in ("converge", "idempotence", "verify") if f"{step}: Executed: Successful" not in text]
+    return name, f"did not run {', '.join(missing)}" if missing else "", seconds
+
+
+def molecule(chosen: Sequence[str]) -> Tally:
+    names = sorted(path.parent.name for path in ROOT.glob("molecule/*/molecule.yml"))
+    unknown = set(chosen) - set(names)
+    if unknown:
+        return nothing_ran("molecule", f"no scenario {', '.join(sorted(unknown))}")
+    names = [name for name in names if not chosen or name in chosen]
+    if not names:
+        return nothing_ran("molecule", "there is no molecule/*/molecule.yml")
+    tally = Tally()
+    workers = int(os.environ.get("VMFLEET_TEST_WORKERS", "2"))
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        for job in as_completed([pool.submit(scenario, name) for name in names]):
+            name, wrong, seconds = job.result()
+            print(f"  molecule {name:<20} {'FAILED: ' + wrong if wrong else 'passed'} ({seconds:.0f} s)", flush=True)
+            if wrong:
+                log = OUTPUT / f"molecule-{name}.log"
+                print("".join(f"    {line}\n" for line in log.read_text(errors="replace").splitlines()[-40:]), end="")
+                tally.failed += 1
+                tally.failures.append(f"molecule: {name} {wrong}; see {log.relative_to(ROOT)}")
+            else:
+                tally.passed += 1
+    return tally
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/test", description=__doc__)
+    parser.add_argument("--only", default=",".join(STAGES), help=f"stages, separated by commas: {', '.join(STAGES)}")
+    parser.add_argument("--role", action="append", default=[], help="only this Molecule scenario; may be repeated")
+    arguments = parser.parse_args()
+    stages = arguments.only.split(",")
+    if unknown := set(stages) - set(STAGES):
+        parser.error(f"no stage {', '.join(sorted(unknown))}")
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    runs: dict[str, Callable[[], Tally]] = {
+        "lint": lambda: static("lint"),
+        "sanity": lambda: static("sanity"),
+        "unit": lambda: pytest("unit", "-n", "auto"),
+        "integration": lambda: pytest("integration"),
+        "molecule": lambda: molecule(arguments.role),
+    }
+    total = Tally()
+    for stage in STAGES:
+        if stage not in stages:
+            continue
+        print(f"== {stage}", flush=True)
+        started = time.monotonic()
+        tally = runs[stage]()
+        total.add(tally)
+        counts = f"{tally.passed} passed, {tally.failed} failed, {tally.skipped} skipped"
+        print(f"== {stage}: {counts} in {time.monotonic() - started:.0f} s", flush=True)
+    if not total.passed + total.failed and set(stages) - {"lint", "sanity"}:
+        total.add(nothing_ran("all stages", "no test at all"))
+    for failure in total.failures:
+        print(f"FAILED {failure}")
+    print(f"{total.passed} passed, {total.failed} failed")
+    return 1 if total.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The results as short Markdown tables, for people and for the README."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+TOOLS = {"ours": "vmfleet.ops", "stock": "stock modules", "pyinfra": "pyinfra"}
+
+
+def _rows(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return lines + [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows]
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
+
+
+def _cost(label: str, found: dict[str, Any]) -> list[object]:
+    return [
+        label,
+        _seconds(found["wall"]),
+        _seconds(found["cpu"] + found["masters_cpu"]),
+        _seconds(found["hosts_cpu"]),
+        f"{found['rss_mb']:.0f} MB",
+    ]
+
+
+def fleet(result: dict[str, Any]) -> list[str]:
+    labels = {
+        "first": "first run on bare hosts",
+        "rerun": "re-run, nothing to do",
+        "check": "`--check --diff`, nothing to do",
+        "check_bare": "`--check --diff` on bare hosts",
+    }
+    counts = result["rerun_counts"]
+    most = counts["ssh_executions_per_role_and_host_max"]
+    words = (
+        f"A re-run takes {counts['host_tasks_per_host']} host-tasks a host, {most} SSH executions at most for a role"
+        f" on a host, {counts['ssh_executions']} in all, and {counts['module_transfers']} module transfers."
+    )
+    return [
+        f"The whole site on the local fleet, {result['hosts']} hosts:",
+        "",
+        *_rows(
+            ["", "wall", "controller CPU", "hosts' CPU", "largest process"],
+            [_cost(label, result[key]) for key, label in labels.items()],
+        ),
+        "",
+        words,
+    ]
+
+
+def stack(result: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, found in result["tools"].items():
+        counts = found["counts"]
+        ratio = result["ratios_to_ours"].get(name)
+        rows.append(
+            [
+                TOOLS[name],
+                _seconds(found["rerun"]["wall"]),
+                f"{ratio['rerun']:.1f}" if ratio else "-",
+                _seconds(found["rerun"]["cpu"] + found["rerun"]["masters_cpu"]),
+                _seconds(found["rerun"]["hosts_cpu"]),
+                counts["ssh_executions"],
+                counts["module_transfers"],
+                counts["host_tasks_per_host"],
+                _seconds(found["first"]["wall"]),
+            ]
+        )
+    return [
+        f"The same end state of a smaller stack on {result['hosts']} hosts, the tools in turn (medians):",
+        "",
+        *_rows(
+            [
+                "",
+                "re-run",
+                "times ours",
+                "controller CPU",
+                "hosts' CPU",
+                "SSH executions",
+                "module transfers",
+                "tasks a host",
+                "first run",
+            ],
+            rows,
+        ),
+    ]
+
+
+def scale(result: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            found["hosts"],
+            *_cost("", found)[1:3],
+            f"{1000 * found['cpu'] / found['hosts']:.0f} ms",
+            *_cost("", found)[4:],
+        ]
+        for found in result["curve"]
+    ]
+    return [
+        f"The re-run of the site by fleet size, on stand-in hosts, {result['forks']} forks:",
+        "",
+        *_rows(["hosts", "wall", "controller CPU", "CPU a host", "largest process"], rows),
+    ]
+
+
+PARTS = {"fleet": fleet, "stack": stack, "scale": scale}
+
+
+def table(results: Path) -> str:
+    """Every part that has results."""
+    blocks = []
+    for part, render in PARTS.items():
+        path = results / f"{part}.json"
+        if path.exists():
+            document = json.loads(path.read_text())
+            facts = document["machine"]
+            versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+            origin = f"{document['date']}, {facts['cpus']} CPUs, {facts['memory_gib']} GiB, {versions}"
+            blocks.append("\n".join([*render(document), "", f"({origin})"]))
+    return "\n\n".join(blocks) or "No results yet."

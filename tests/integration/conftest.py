@@ -1,0 +1,41 @@
+"""Two bare hosts, one per Debian, that all tests of this directory share.
+
+VMFLEET_KEEP=1 leaves them standing after the run, for a look around and for a faster next run; VMFLEET_RELEASES (trixie
+bookworm) narrows the choice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import packages
+import pytest
+from lab import Host, fleet
+
+RELEASES = {"deb13": "trixie", "deb12": "bookworm"}
+
+
+@pytest.fixture(scope="session")
+def hosts() -> Iterator[list[Host]]:
+    """Both hosts, with ufw installed but off and a private package archive at hand."""
+    wanted = os.environ.get("VMFLEET_RELEASES", "trixie bookworm").split()
+    present = [Host(name, release) for name, release in RELEASES.items() if release in wanted]
+    assert present, f"VMFLEET_RELEASES names none of {', '.join(RELEASES.values())}"
+    for host in present:
+        fleet("up", "--host", host.name, "--release", host.release)
+    for host in present:
+        packages.prepare(host)
+    yield present
+    if not os.environ.get("VMFLEET_KEEP"):
+        fleet("down")
+
+
+@pytest.fixture(scope="session")
+def deb13(hosts: list[Host]) -> Host:
+    return hosts[0]
+
+
+@pytest.fixture(scope="session")
+def deb12(hosts: list[Host]) -> Host:
+    return hosts[1]

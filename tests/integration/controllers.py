@@ -1,0 +1,44 @@
+"""Controllers of other versions: virtual environments with another ansible-core, made once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from lab import ROOT
+
+CACHE = ROOT / ".cache" / "controllers"
+PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+
+# The oldest and the newest ansible-core, with the interpreters that each runs on, preferred ones first.
+CORES = pytest.mark.parametrize(
+    ("core", "versions"), [("2.17", ("3.11", "3.12", "3.10")), ("2.21", ("3.13", "3.12", "3.14"))]
+)
+
+
+def controller(python: Path | str, *requirements: str) -> Path:
+    """The home of a virtual environment with these requirements."""
+    words = [Path(word).name if "/" in word else word for word in requirements if word != "-r"]
+    home = CACHE / "-".join(words).replace("==", "-").replace("*", "x")
+    if not (home / "ready").exists():
+        for command in (
+            [str(python), "-m", "venv", "--clear", str(home)],
+            [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", *requirements],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        (home / "ready").touch()
+    return home
+
+
+def interpreter(*versions: str) -> Path:
+    for version in versions:
+        for found in [
+            *PYENV.glob(f"{version}.*/bin/python"),
+            *(Path(p) / f"python{version}" for p in os.get_exec_path()),
+        ]:
+            if found.exists():
+                return found
+    pytest.skip(f"no interpreter of {', '.join(versions)} on PATH or below {PYENV}")

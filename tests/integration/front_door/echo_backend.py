@@ -1,0 +1,88 @@
+"""A tiny application server for the balancer scenarios: it tells what arrived.
+
+usage: echo_backend.py ADDRESS PORT NAME
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class Echo(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    name = ""
+
+    def answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Frame-Options", "SAMEORIGIN")
+        self.send_header("Access-Control-Allow-Origin", "*")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def body(self) -> bytes:
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            parts = b""
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                parts += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return parts
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def do_GET(self) -> None:
+        body = self.body()
+        path, _, query = self.path.partition("?")
+        if self.headers.get("Upgrade", "").lower() == "websocket":
+            self.websocket()
+        elif path in ("/ready", "/health"):
+            broken = Path(f"/run/echo-{self.name}-broken").exists()
+            self.answer(
+                503 if broken else 200, json.dumps({"host": self.headers.get("Host"), "name": self.name}).encode()
+            )
+        else:
+            if path.endswith("/slow"):
+                time.sleep(float(query))
+            if path.endswith("/text"):
+                self.answer(200, b"x" * int(query), "text/plain")
+                return
+            status = int(query) if path.endswith("/status") else 200
+            told = {"name": self.name, "method": self.command, "path": self.path, "length": len(body)}
+            told["headers"] = [[key.lower(), value] for key, value in self.headers.items()]
+            told["peer"] = self.client_address[1]
+            self.answer(status, json.dumps(told).encode())
+
+    do_POST = do_PUT = do_DELETE = do_HEAD = do_GET
+
+    def websocket(self) -> None:
+        """Answer the handshake, then send back each text frame of a client."""
+        key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        self.send_response(101)
+        self.send_header("Upgrade", "websocket")
+        self.send_header("Connection", "Upgrade")
+        self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
+        self.end_headers()
+        self.close_connection = True
+        while head := self.rfile.read(2):
+            length = head[1] & 127
+            mask = self.rfile.read(4)
+            text = bytes(byte ^ mask[i % 4] for i, byte in enumerate(self.rfile.read(length)))
+            if head[0] & 15 == 8:
+                return
+            self.wfile.write(bytes([129, length]) + text)
+
+    def log_message(self, *_args: object) -> None:
+        return
+
+
+if __name__ == "__main__":
+    Echo.name = sys.argv[3]
+    ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Echo).serve_forever()

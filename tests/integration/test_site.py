@@ -1,0 +1,223 @@
+"""The whole site on a fresh local fleet: first run, verdict, second run, drift, bad input.
+
+The tests of this file build on each other in order, as a fleet's days do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from controllers import CORES, controller, interpreter
+from lab import HERE, ROOT, Host, Run
+
+PREFIX = f"{os.environ.get('VMFLEET_PREFIX') or 'vmfleet'}-site"
+# The subnet follows from the prefix.
+ENVIRONMENT = {**{k: v for k, v in os.environ.items() if k != "VMFLEET_SUBNET"}, "VMFLEET_PREFIX": PREFIX}
+HOSTS = ["lb1", "lb2", "api1", "api2", "api3", "db1", "db2", "pool1", "cache1", "mon1"]
+
+
+class SiteHost(Host):
+    @property
+    def container(self) -> str:
+        return f"{PREFIX}-{self.name}"
+
+
+def script(*command: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[dict[str, Host]]:
+    booted = script("scripts/fleet", "up")
+    assert booted.returncode == 0, booted.stdout + booted.stderr
+    yield {name: SiteHost(name, "trixie") for name in HOSTS}
+    if not os.environ.get("VMFLEET_KEEP"):
+        script("scripts/fleet", "down")
+
+
+def site(
+    tmp_path: Path,
+    *options: str,
+    env: Mapping[str, str] | None = None,
+    python: str | None = None,
+    playbook: str = "site",
+) -> Run:
+    record = tmp_path / "record"
+    record.write_text("")
+    command = [python] if python else ["scripts/python"]
+    done = subprocess.run(
+        [*command, "-m", "ansible", "playbook", "-i", "inventories/local", f"playbooks/{playbook}.yml", *options],
+        cwd=ROOT,
+        env={
+            **ENVIRONMENT,
+            "VMFLEET_RECORD": str(record),
+            "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback_plugins"),
+            "ANSIBLE_CALLBACKS_ENABLED": "record",
+            "ANSIBLE_NOCOLOR": "1",
+            **(env or {}),
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    return Run(done.returncode, done.stdout, [json.loads(line) for line in record.read_text().splitlines()])
+
+
+def changed_hosts(run: Run) -> dict[str, list[str]]:
+    """Hosts on which something changed, with what did."""
+    return {
+        line["host"]: line["result"].get("changes", ["?"])
+        for line in run.results
+        if line["result"].get("changed") and line["outcome"] != "skipped"
+    }
+
+
+def converges(run: Run) -> Counter[str]:
+    """Role transactions looked at, per host."""
+    return Counter(line["host"] for line in run.results if "Converge" in line["task"] and line["outcome"] == "ok")
+
+
+def test_check_and_diff_on_bare_hosts_change_nothing(fleet: dict[str, Host], tmp_path: Path) -> None:
+    run = site(tmp_path, "--check", "--diff")
+    assert run.rc == 0, run.output[-6000:]
+    assert set(changed_hosts(run)) == set(HOSTS)
+    for host in fleet.values():
+        assert host.sh("ls -A /var/lib/vmfleet 2>/dev/null || true") == ""
+
+
+def test_a_bad_variable_stops_before_any_change(fleet: dict[str, Host], tmp_path: Path) -> None:
+    run = site(tmp_path, "-e", "redis_port=seventy", "-e", '{"vmfleet_flows": {"ssh": ["nobody-knows-this-group"]}}')
+    assert run.rc != 0
+    assert "redis_port" in run.output and "seventy" in run.output
+    assert "nobody-knows-this-group" in run.output
+    for host in fleet.values():
+        assert host.sh("ls -A /var/lib/vmfleet 2>/dev/null || true") == ""
+
+
+def test_first_run_brings_everything_up(fleet: dict[str, Host], tmp_path: Path) -> None:
+    run = site(tmp_path)
+    assert run.rc == 0, run.output[-6000:]
+    assert set(changed_hosts(run)) == set(HOSTS)
+    verdict = script("scripts/demo-verdict")
+    assert verdict.returncode == 0, verdict.stdout + verdict.stderr
+
+
+def test_second_run_looks_once_per_role_and_changes_nothing(fleet: dict[str, Host], tmp_path: Path) -> None:
+    log = tmp_path / "ssh.log"
+    wrapper = tmp_path / "ssh"
+    wrapper.write_text(
+        f'#!/bin/sh\nprintf "%s " "$@" | tr "\\n" " " >>{log}\necho >>{log}\nexec {shutil.which("ssh")} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    run = site(tmp_path, "--diff", env={"ANSIBLE_SSH_EXECUTABLE": str(wrapper)})
+    assert run.rc == 0, run.output[-6000:]
+    assert changed_hosts(run) == {}
+    executions = log.read_text().splitlines()
+    assert executions
+    assert not [line for line in executions if "python" in line], "a module was transferred"
+    looks = converges(run)
+    assert set(looks) == set(HOSTS)
+    for name, host in ((name, fleet[name]) for name in HOSTS):
+        address = script("scripts/python", "-m", "ansible", "inventory", "-i", "inventories/local", "--host", name)
+        number = json.loads(address.stdout)["fleet_number"]
+        mine = [line for line in executions if f".{number} " in line and f"{PREFIX}" in line]
+        # One for the preflight.
+        assert 0 < len(mine) <= 2 * looks[name] + 1, f"{host.name}: {len(mine)} executions for {looks[name]} roles"
+
+
+def test_every_host_proves_its_health(fleet: dict[str, Host], tmp_path: Path) -> None:
+    """All hosts judge themselves; what is broken is named, on its host and nowhere else."""
+    healthy = site(tmp_path, playbook="verify")
+    assert healthy.rc == 0, healthy.output[-6000:]
+    assert {line["host"] for line in healthy.results} == set(HOSTS)
+    fleet["cache1"].sh("systemctl stop redis-server")
+    try:
+        broken = site(tmp_path, "-e", "verify_wait=0", "--limit", "cache1,db1", playbook="verify")
+    finally:
+        fleet["cache1"].sh("systemctl start redis-server")
+    assert broken.rc != 0
+    outcomes = {line["host"]: line["outcome"] for line in broken.results}
+    assert outcomes == {"cache1": "failed", "db1": "ok"}, broken.output[-6000:]
+    assert "redis" in broken.one("cache1")["msg"]
+
+
+@CORES
+def test_other_cores_find_the_same(
+    fleet: dict[str, Host], tmp_path: Path, core: str, versions: tuple[str, ...]
+) -> None:
+    """The second run and the unit tests, by the oldest and the newest ansible-core."""
+    requirements = (
+        "-r",
+        str(ROOT / "requirements" / "controller.txt"),
+        f"ansible-core=={core}.*",
+        "pytest-xdist",
+        "PyYAML",
+    )
+    python = str(controller(interpreter(*versions), *requirements) / "bin" / "python")
+    run = site(tmp_path, python=python)
+    assert run.rc == 0, run.output[-6000:]
+    assert changed_hosts(run) == {}
+    assert set(converges(run)) == set(HOSTS)
+    units = script(python, "-m", "pytest", "tests/unit", "-q", "-n", "auto", "-p", "no:cacheprovider")
+    assert units.returncode == 0, units.stdout[-6000:]
+    assert " passed" in units.stdout
+
+
+def test_limit_and_tags_reach_only_what_they_name(fleet: dict[str, Host], tmp_path: Path) -> None:
+    run = site(tmp_path, "--limit", "cache1", "--tags", "redis")
+    assert run.rc == 0, run.output[-6000:]
+    assert changed_hosts(run) == {}
+    assert converges(run) == {"cache1": 1}
+
+
+def test_a_balancer_changes_its_kind_and_back(fleet: dict[str, Host], tmp_path: Path) -> None:
+    for kind, other in (("haproxy", "nginx"), ("nginx", "haproxy")):
+        run = site(tmp_path, "--limit", "lb1", "--tags", "lb", "-e", f"lb_type={kind}")
+        assert run.rc == 0, run.output[-6000:]
+        states = fleet["lb1"].sh(f"systemctl is-active {kind} {other} || true").split()
+        assert states == ["active", "inactive"]
+        verdict = script("scripts/demo-verdict")
+        assert verdict.returncode == 0, verdict.stdout + verdict.stderr
+    assert changed_hosts(site(tmp_path)) == {}
+
+
+def test_drift_is_named_and_mended(fleet: dict[str, Host], tmp_path: Path) -> None:
+    fleet["lb1"].sh("echo '# by hand' >> /etc/nginx/nginx.conf")
+    fleet["lb2"].sh("chmod 0666 /etc/haproxy/haproxy.cfg")
+    fleet["cache1"].sh("systemctl stop redis-server")
+    fleet["pool1"].sh("systemctl disable pgbouncer")
+    fleet["db1"].sh("ufw allow 9999/tcp")
+    fleet["api1"].sh(
+        "ufw --force delete $(ufw status numbered | sed -n 's/^\\[ *\\([0-9]*\\)\\] 9100.*/\\1/p' | head -n 1)"
+    )
+    fleet["mon1"].sh("apt-get -qq -y remove logrotate >/dev/null 2>&1 || apt-get -qq -y remove curl >/dev/null")
+    expected = {
+        "lb1": "file /etc/nginx/nginx.conf",
+        "lb2": "file /etc/haproxy/haproxy.cfg",
+        "cache1": "service redis-server.service",
+        "pool1": "service pgbouncer.service",
+        "db1": "firewall rule allow 9999/tcp",
+        "api1": "firewall rule allow 9100/tcp",
+        "mon1": "package ",
+    }
+    predicted = site(tmp_path, "--check", "--diff")
+    assert predicted.rc == 0, predicted.output[-6000:]
+    mended = site(tmp_path, "--diff")
+    assert mended.rc == 0, mended.output[-6000:]
+    for run in (predicted, mended):
+        for host, words in expected.items():
+            assert any(change.startswith(words) for change in changed_hosts(run)[host]), changed_hosts(run)
+            assert words in run.output
+    assert changed_hosts(predicted) == changed_hosts(mended)
+    assert changed_hosts(site(tmp_path)) == {}
+    verdict = script("scripts/demo-verdict")
+    assert verdict.returncode == 0, verdict.stdout + verdict.stderr

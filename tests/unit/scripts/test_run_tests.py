@@ -1,0 +1,92 @@
+"""The runner of the tests must not call an empty run a success."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import run_tests
+
+
+@pytest.fixture(autouse=True)
+def project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(run_tests, "ROOT", tmp_path)
+    monkeypatch.setattr(run_tests, "OUTPUT", tmp_path)
+    return tmp_path
+
+
+def write(project: Path, source: str) -> None:
+    (project / "tests" / "unit").mkdir(parents=True)
+    (project / "tests" / "unit" / "test_it.py").write_text(source)
+
+
+def test_counts_what_ran(project: Path) -> None:
+    write(
+        project,
+        "import pytest\n"
+        "def test_one(): pass\n"
+        "@pytest.mark.parametrize('n', [1, 2])\n"
+        "def test_two(n): assert n == 1\n"
+        "@pytest.mark.skip\n"
+        "def test_three(): pass\n",
+    )
+    tally = run_tests.pytest("unit", "-p", "no:cacheprovider")
+    assert (tally.passed, tally.failed, tally.skipped) == (2, 1, 1)
+    assert tally.failures == ["unit: tests.unit.test_it.test_two[2]"]
+
+
+@pytest.mark.parametrize("source", ["", "import no_such_module\n"])
+def test_a_stage_without_tests_fails(project: Path, source: str) -> None:
+    write(project, source)
+    tally = run_tests.pytest("unit", "-p", "no:cacheprovider")
+    assert (tally.passed, tally.failed) == (0, 1)
+
+
+def test_missing_stages_fail(project: Path) -> None:
+    assert run_tests.pytest("integration").failed == 1
+    assert run_tests.molecule([]).failed == 1
+    assert run_tests.molecule(["nowhere"]).failed == 1
+
+
+def scenario_that(project: Path, output: str, code: int) -> str:
+    (project / "molecule" / "redis").mkdir(parents=True)
+    (project / "molecule" / "redis" / "molecule.yml").touch()
+    script = project / "scripts" / "molecule"
+    script.parent.mkdir()
+    script.write_text(f"#!{sys.executable}\nprint({output!r})\nraise SystemExit({code})\n")
+    script.chmod(0o755)
+    return "redis"
+
+
+STEPS = [f"redis ➜ \x1b[33m{step}\x1b[0m: Executed: Successful" for step in ("converge", "idempotence", "verify")]
+
+
+def test_a_scenario_passes_when_all_its_steps_ran(project: Path) -> None:
+    scenario_that(project, "\n".join(STEPS), 0)
+    assert run_tests.molecule([]) == run_tests.Tally(passed=1)
+
+
+@pytest.mark.parametrize(("output", "code"), [("\n".join(STEPS), 1), ("\n".join(STEPS[:2]), 0), ("", 0)])
+def test_a_scenario_fails_otherwise(project: Path, output: str, code: int) -> None:
+    scenario_that(project, output, code)
+    tally = run_tests.molecule([])
+    assert (tally.passed, tally.failed) == (0, 1)
+
+
+def test_last_line_and_exit_code(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write(project, "def test_one(): pass\n")
+    monkeypatch.setattr(sys, "argv", ["test", "--only", "unit"])
+    assert run_tests.main() == 0
+    assert capfd.readouterr().out.splitlines()[-1] == "1 passed, 0 failed"
+    (project / "tests" / "unit" / "test_it.py").write_text("")
+    assert run_tests.main() == 1
+    assert capfd.readouterr().out.splitlines()[-1] == "0 passed, 1 failed"
+
+
+def test_lint_that_fails_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_args, **_options: subprocess.CompletedProcess([], 1))
+    assert run_tests.static("lint").failed == 1
