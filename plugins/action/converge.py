@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.common.yaml import yaml_load
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import lookup_loader
 from ansible_collections.vmfleet.ops.plugins.module_utils._desired import (
@@ -27,6 +28,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._probe import (
     parse_answer,
     parse_contents,
 )
+from yaml import YAMLError
 
 # A host that other runs keep changing is looked at anew this many times.
 LOOKS = 4
@@ -94,11 +96,15 @@ class ActionModule(ActionBase):
 
     def _desired(self) -> dict[str, Any]:
         arguments = {key: value for key, value in self._task.args.items() if value is not None}
-        declaration = arguments.pop("declaration", {})
-        twice = sorted(arguments.keys() & declaration.keys())
-        if twice:
-            raise AnsibleActionFail(f"converge: {', '.join(twice)} is given twice: as an option, and in declaration")
-        arguments |= declaration
+        declaration = self._declaration(arguments)
+        self._variables = {**self._variables, **declaration.pop("vars", {})}
+        for key, value in declaration.items():
+            if isinstance(value, list) and isinstance(arguments.get(key, []), list):
+                arguments[key] = [*arguments.get(key, []), *value]
+            elif key in arguments:
+                raise AnsibleActionFail(f"converge: {key} is given twice: as an option, and in declaration")
+            else:
+                arguments[key] = value
         validated = ArgumentSpecValidator(ARGUMENT_SPEC).validate(arguments)
         if validated.error_messages:
             raise AnsibleActionFail(f"converge: {'; '.join(validated.error_messages)}")
@@ -106,6 +112,27 @@ class ActionModule(ActionBase):
             return normalise(validated.validated_parameters, self._render, self._addresses)
         except DesiredError as error:
             raise AnsibleActionFail(f"role {validated.validated_parameters['name']}: {error}") from error
+
+    def _declaration(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What stands in the option of that name, taken out of the others."""
+        self._variables = {**self._variables, **arguments.pop("vars", {})}
+        given = arguments.pop("declaration", None) or {}
+        if isinstance(given, dict):
+            return dict(given)
+        if arguments.get("state") == "absent":
+            return {}
+        text = self._template(str(given), self._variables)
+        try:
+            declaration = json.loads(text) if ".json" in given else yaml_load(text)
+        except (ValueError, YAMLError) as error:
+            raise AnsibleActionFail(f"converge: declaration: template {given} yields no data: {error}") from error
+        if not isinstance(declaration, dict):
+            raise AnsibleActionFail(f"converge: declaration: template {given} must yield a dictionary")
+        return declaration
+
+    def _template(self, name: str, variables: dict[str, Any]) -> str:
+        lookup = lookup_loader.get("ansible.builtin.template", loader=self._loader, templar=self._templar)
+        return "".join(lookup.run([name], variables=_Variables(variables)))
 
     def _render(self, entry: dict[str, Any]) -> bytes:
         given = [key for key in ("template", "content", "source") if entry.get(key) is not None]
@@ -119,9 +146,8 @@ class ActionModule(ActionBase):
             with open(path, "rb") as handle:
                 return handle.read()
         variables = {**self._variables, **entry["vars"]} if entry.get("vars") else self._variables
-        lookup = lookup_loader.get("ansible.builtin.template", loader=self._loader, templar=self._templar)
         try:
-            return "".join(lookup.run([entry["template"]], variables=_Variables(variables))).encode()
+            return self._template(entry["template"], variables).encode()
         except AnsibleError as error:
             raise AnsibleActionFail(f"template {entry['template']} for {label}: {error}") from error
 

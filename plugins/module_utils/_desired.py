@@ -36,6 +36,8 @@ COMMAND_OPTIONS: dict[str, Any] = {
     "argv": {"type": "list", "elements": "str"},
     "shell": {"type": "str"},
     "stdin": {"type": "str"},
+    "stdin_template": {"type": "str"},
+    "vars": {"type": "dict", "default": {}},
     "user": {"type": "str"},
     "environment": {"type": "dict", "default": {}},
     "timeout": {"type": "int", "default": 300},
@@ -44,7 +46,8 @@ COMMAND_OPTIONS: dict[str, Any] = {
 ARGUMENT_SPEC: dict[str, Any] = {
     "name": {"type": "str", "required": True},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-    "declaration": {"type": "dict", "default": {}},
+    "declaration": {"type": "raw"},
+    "vars": {"type": "dict", "default": {}},
     "packages": {"type": "list", "elements": "raw", "default": []},
     "preinstall": {"type": "list", "elements": "raw", "default": []},
     "groups": {
@@ -245,7 +248,7 @@ def version_matches(installed: str, wanted: str | None) -> bool:
     return wanted is None or fnmatch.fnmatchcase(installed, wanted)
 
 
-def normalise_command(argument: str, command: Any) -> dict[str, Any]:
+def normalise_command(argument: str, command: Any, render: Callable[[dict[str, Any]], bytes]) -> dict[str, Any]:
     """A string or mapping to ``{argv | shell, stdin, user, environment, timeout}`` with exactly one of argv, shell."""
     given: dict[str, Any] = {"shell": command} if isinstance(command, str) else dict(command)
     entry = {key: value for key, value in given.items() if value is not None}
@@ -258,6 +261,11 @@ def normalise_command(argument: str, command: Any) -> dict[str, Any]:
     user = entry.get("user")
     if user is not None and not ACCOUNT.match(user):
         raise _fail(f"{argument}: user", user, "is not an account name")
+    if "stdin" in entry and "stdin_template" in entry:
+        raise _fail(argument, entry.get("name", entry), "has both stdin and stdin_template; keep one")
+    template, variables = entry.pop("stdin_template", None), entry.pop("vars", {})
+    if template:
+        entry["stdin"] = render({"template": template, "vars": variables, "name": argument}).decode()
     entry.setdefault("environment", {})
     entry["environment"] = {str(key): str(value) for key, value in entry["environment"].items()}
     for key in entry["environment"]:
@@ -406,7 +414,7 @@ def normalise(
     """Validated arguments to the normal form.
 
     :param arguments: the task's arguments after ARGUMENT_SPEC was applied.
-    :param render: content of a file or unit entry that has template, content or source.
+    :param render: content of an entry that has template, content or source.
     :param resolve: addresses of an inventory group's members; KeyError if there is no such group.
     :raises DesiredError: naming the argument, the value and the remedy.
     """
@@ -455,10 +463,10 @@ def normalise(
 
     commands = []
     for entry in arguments["commands"]:
-        command = normalise_command(f"commands: {entry['name']}", entry)
+        command = normalise_command(f"commands: {entry['name']}", entry, rendered)
         for key in ("unless", "undo"):
             if command.get(key):
-                command[key] = normalise_command(f"commands: {entry['name']}: {key}", command[key])
+                command[key] = normalise_command(f"commands: {entry['name']}: {key}", command[key], rendered)
         if not (command.get("unless") or command.get("creates") or command.get("on_change_of")):
             raise _fail(
                 "commands",
@@ -501,7 +509,7 @@ def normalise(
         "firewall_options": arguments["firewall_options"],
         "commands": commands,
         "services": [{**entry, "name": unit_name(entry["name"])} for entry in arguments["services"]],
-        "validate": [normalise_command("validate", command) for command in arguments["validate"]],
+        "validate": [normalise_command("validate", command, rendered) for command in arguments["validate"]],
         "verify": verify,
         "lock_timeout": arguments["lock_timeout"],
     }

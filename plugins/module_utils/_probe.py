@@ -39,7 +39,8 @@ def shell_command(command: dict[str, Any], delimiter: str) -> str:
     environment = "".join(f"{key}={shlex.quote(value)} " for key, value in sorted(command["environment"].items()))
     text = f"{environment}timeout {int(command['timeout'])} {body} 2>/dev/null"
     if command.get("stdin") is None:
-        return text
+        # The script itself comes on standard input.
+        return f"{text} </dev/null"
     return f"{text} <<'{delimiter}'\n{command['stdin'].rstrip(chr(10))}\n{delimiter}"
 
 

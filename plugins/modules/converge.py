@@ -39,9 +39,14 @@ options:
     default: present
   declaration:
     description:
-      - Further options in one dictionary, for a role that works several of them out at once. Ansible evaluates a
-        variable anew for each option that mentions it; this one it evaluates once.
-      - An option that is given here and beside it is refused.
+      - Further options, for a role that works several of them out at once. A dictionary, or the name of a template that
+        yields one in YAML (JSON if its name says so). Ansible evaluates a variable anew wherever it is mentioned; in a
+        template it can be looked at once.
+      - A list adds to the same option beside it; anything else that is given here and beside it is refused.
+      - A template is not rendered with O(state=absent), which goes by what the host has on record.
+    type: raw
+  vars:
+    description: Further variables for all templates of the role. Unlike a role's variables they are evaluated once.
     type: dict
     default: {}
   packages:
@@ -306,6 +311,13 @@ options:
       stdin: &stdin
         description: Text on standard input; secrets belong here and nowhere else.
         type: str
+      stdin_template: &stdin_template
+        description: Template of the text on standard input, instead of O(commands[].stdin).
+        type: str
+      vars: &vars
+        description: Further variables for this template.
+        type: dict
+        default: {}
       user: &user
         description: Account that runs it; root by default.
         type: str
@@ -334,6 +346,8 @@ options:
           argv: *argv
           shell: *shell
           stdin: *stdin
+          stdin_template: *stdin_template
+          vars: *vars
           user: *user
           environment: *environment
           timeout: *timeout
@@ -359,6 +373,8 @@ options:
           argv: *argv
           shell: *shell
           stdin: *stdin
+          stdin_template: *stdin_template
+          vars: *vars
           user: *user
           environment: *environment
           timeout: *timeout
