@@ -34,7 +34,7 @@ FAILOVER_DEFAULTS: dict[str, Any] = {
     "check_fall": 3,
     "check_interval": 2,
     "check_rise": 2,
-    "fail_timeout": 30,
+    "fail_timeout": 5,
     "keepalive": 32,
     "max_fails": 3,
     "tries": 3,

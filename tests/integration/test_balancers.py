@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,18 @@ def served(host: Member, path: str, number: int = 12) -> set[str]:
     return {name for _, _, name, _, _ in load.answers}
 
 
+def works(host: Member) -> None:
+    """Wait until the server of a host answers again."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://{address(host)}:8081/ready", timeout=2):
+                return
+        except OSError:
+            assert time.monotonic() < deadline, f"{host.name} does not come back"
+            time.sleep(0.05)
+
+
 def both(hosts: dict[str, Member]) -> list[Member]:
     return [hosts[name] for name in KINDS]
 
@@ -248,24 +261,25 @@ def test_sessions_that_do_not_end(hosts: dict[str, Member], inventory: Path) -> 
 
 
 def test_no_request_is_lost_while_servers_fail(hosts: dict[str, Member], inventory: Path) -> None:
-    """Stopped, killed, frozen; drained and put back; the balancers reloaded meanwhile."""
+    """Stopped and killed one after the other, frozen; drained and put back; the balancers reloaded meanwhile."""
     loads = [Load(address(host), NAME, rate=40) for host in both(hosts)]
     for load in loads:
         load.__enter__()
-    time.sleep(2)
-    hosts["app1"].sh("systemctl stop echo")
-    time.sleep(5)
-    hosts["app1"].sh("systemctl start echo")
+    time.sleep(1)
+    # Close together: the next fault comes before the balancers have forgotten the last. One server always works.
+    for name, fault in [("app1", "stop"), ("app2", "stop"), ("app1", "kill"), ("app2", "kill"), ("app1", "stop")]:
+        hosts[name].sh(f"systemctl {fault} echo" if fault == "stop" else "systemctl kill --signal=KILL echo")
+        time.sleep(2)
+        hosts[name].sh("systemctl start echo")
+        works(hosts[name])
     for name, kind in KINDS.items():
         hosts[name].sh(f"systemctl reload {kind}")
-    time.sleep(8)
-    hosts["app2"].sh("systemctl kill --signal=KILL echo")
-    time.sleep(8)
+    time.sleep(6)
     # Its kernel still takes connections, so whoever was sent there waits until it goes on.
     hosts["app2"].sh("systemctl kill --signal=STOP echo")
     time.sleep(10)
     hosts["app2"].sh("systemctl kill --signal=CONT echo")
-    time.sleep(8)
+    time.sleep(2)
     fine(lb_server(inventory, name="app1", state="drain"), changed=True)
     time.sleep(2)
     fine(lb_server(inventory, name="app1", state="ready"), changed=True)
@@ -275,5 +289,5 @@ def test_no_request_is_lost_while_servers_fail(hosts: dict[str, Member], invento
         print(load.address, load.counts(), load.latency(), load.errors[:5])
         lost = [one for one in load.answers if one[0] == "GET" and one[1] != 200]
         assert not lost, (load.counts(), load.errors, lost[:10])
-        # A POST that the killed server may have begun is not sent again.
-        assert sum(1 for one in load.answers if one[1] != 200) <= 3, (load.counts(), load.errors)
+        # A POST that the stopped or killed server may have begun is not sent again.
+        assert sum(1 for one in load.answers if one[1] != 200) <= 5, (load.counts(), load.errors)

@@ -120,6 +120,14 @@ def test_e0_10_counters_of_failures_are_shared_by_the_workers(nginx: dict[str, s
     assert nginx["upstreams.conf.j2"].count(" zone ") == nginx["upstreams.conf.j2"].count("upstream ")
 
 
+def test_a_group_that_rests_as_a_whole_is_asked_all_the_same(nginx: dict[str, str]) -> None:
+    """nginx refuses a backup where clients are kept on a server."""
+    for block in nginx["upstreams.conf.j2"].split("\nupstream ")[1:]:
+        backups = re.findall(r"server (\S+) .* max_fails=0 backup; # (\S+)", block)
+        declared = re.findall(r"server (\S+) .* max_fails=3 .*; # (\S+)", block)
+        assert backups == ([] if "hash" in block else declared)
+
+
 def test_e0_11_a_network_is_spread_when_the_balance_is_hash(nginx: dict[str, str]) -> None:
     assert directives(nginx["upstreams.conf.j2"], "hash") == ["$binary_remote_addr consistent"]
 

@@ -277,6 +277,8 @@ def nginx(check: Check, shared: Shared) -> Seen:
     for name, body in re.findall(r"^upstream\s+(\S+)\s*\{(.*?)^\}", text, re.MULTILINE | re.DOTALL):
         for endpoint, rest in re.findall(r"^\s*server\s+([^\s;]+)([^\n]*)", body, re.MULTILINE):
             label = rest.partition("#")[2].strip() or endpoint
+            if f"{name}/{label}" in servers:
+                continue  # the same one as its own backup
             if re.search(r"\bdown\b", rest.partition(";")[0]):
                 servers[f"{name}/{label}"] = "MAINT"
                 continue

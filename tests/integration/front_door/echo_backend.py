@@ -85,4 +85,6 @@ class Echo(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     Echo.name = sys.argv[3]
+    # The default of 5 connections is soon full while a balancer sends it all requests of another server.
+    ThreadingHTTPServer.request_queue_size = 128
     ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Echo).serve_forever()

@@ -16,13 +16,13 @@ NGINX = """# Managed by vmfleet.ops (nginx); changes made by hand are undone.
 upstream api {
     # vmfleet: {"service": "api", "ready": {"path": "/ready", "host": "a.test"}}
     zone api 128k;
-    server 10.0.0.1:8081 weight=100 max_fails=3 fail_timeout=30s; # app1
-    server [fd00::2]:8081 weight=100 max_fails=3 fail_timeout=30s; # app2
+    server 10.0.0.1:8081 weight=100 max_fails=3 fail_timeout=5s; # app1
+    server [fd00::2]:8081 weight=100 max_fails=3 fail_timeout=5s; # app2
 }
 
 upstream ws {
     # vmfleet: {"service": "ws", "ready": {}}
-    server 10.0.0.1:8082 weight=100 max_fails=3 fail_timeout=30s; # app1
+    server 10.0.0.1:8082 weight=100 max_fails=3 fail_timeout=5s; # app1
 }
 """
 HAPROXY = """frontend https
