@@ -303,6 +303,37 @@ def test_binary_source_links_and_odd_names(hosts: list[Host], tmp_path: Any) -> 
     succeeded(converge(hosts, gone("odd")), hosts, changed=True)
 
 
+def test_a_declaration_from_a_template(hosts: list[Host], tmp_path: Any) -> None:
+    (tmp_path / "plan.yml.j2").write_text(
+        "vars: {word: {{ greeting | to_json }}, lines: [1, 2]}\n"
+        f"files: [{{dest: /srv/plan/b, template: {tmp_path}/b.j2, vars: {{end: '!'}}}}]\n"
+        "commands:\n"
+        "  - {name: Say it, argv: [tee, /srv/plan/c], "
+        f"stdin_template: {tmp_path}/b.j2, vars: {{end: '?'}}, creates: /srv/plan/c}}\n"
+    )
+    (tmp_path / "b.j2").write_text("{{ word }} {{ lines | sum }}{{ end }}\n")
+    role = {
+        "name": "plan",
+        "vars": {"greeting": "good day"},
+        "declaration": str(tmp_path / "plan.yml.j2"),
+        "directories": [{"path": "/srv/plan"}],
+        "files": [{"dest": "/srv/plan/a", "content": "a\n"}],
+    }
+    cycle(hosts, role)
+    for host in hosts:
+        assert host.sh("cat /srv/plan/a /srv/plan/b /srv/plan/c") == "a\ngood day 3!\ngood day 3?"
+    # What is given twice and is no list would hide one of the two.
+    (tmp_path / "twice.yml.j2").write_text("sysctl: {net.ipv4.tcp_keepalive_time: 7200}\n")
+    twice = {**role, "declaration": str(tmp_path / "twice.yml.j2"), "sysctl": {"net.ipv4.tcp_keepalive_intvl": 75}}
+    failed(converge(hosts, twice), hosts, "sysctl is given twice: as an option, and in declaration")
+    (tmp_path / "broken.yml.j2").write_text("files: [\n")
+    failed(converge(hosts, {**role, "declaration": str(tmp_path / "broken.yml.j2")}), hosts, "yields no data")
+    # With state absent the record on the host says what goes; a broken template is in nobody's way.
+    succeeded(converge(hosts, gone("plan") | {"declaration": str(tmp_path / "broken.yml.j2")}), hosts, changed=True)
+    for host in hosts:
+        assert host.sh("ls /srv/plan") == "c"
+
+
 def test_a_declaration_that_cannot_be_is_refused_before_the_host_is_touched(hosts: list[Host]) -> None:
     run = converge(hosts, web(firewall=[{"port": 70000, "from": ["any"]}]))
     failed(run, hosts, "role web: firewall: port: '70000' is not a port")
