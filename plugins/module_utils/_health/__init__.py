@@ -2,6 +2,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The health engine: one implementation for Ansible, for the proof of a transaction and for the host alone.
 
-It needs Python 3.9 and its standard library. Imports are relative, so that it runs under any name, also from the single
-file that role base installs.
+It needs Python 3.9 and its standard library. Imports are relative, so that it runs under any name: role base puts it on
+the host as ``vmfleet``.
 """

@@ -241,6 +241,13 @@ def _waiver(where: str, value: Mapping[str, Any] | None) -> dict[str, str] | Non
     return {"reason": str(value["reason"]), "until": str(value["until"])}
 
 
+def _target(key: str, value: Any) -> str:
+    """What a check looks at, for its name. Names go where everybody may read them: no arguments, no log-in of a URL."""
+    if key in ("argv", "shell"):
+        return str((value if isinstance(value, list) else value.split())[0])
+    return re.sub(r"//[^/@]*@", "//", str(value)).partition("?")[0] if key == "url" else str(value)
+
+
 def parse_check(given: Mapping[str, Any], types: Mapping[str, CheckType], role: str = "") -> Check:
     """A check as written to a validated one.
 
@@ -284,7 +291,7 @@ def parse_check(given: Mapping[str, Any], types: Mapping[str, CheckType], role: 
             CRIT,
         }:
             raise CheckError(f"{where}: latency: {statistic}: use p50, p95, p99 or max with warn and crit")
-    target = " ".join(str(parsed[name]) for name in kind.target if parsed.get(name) not in (None, "", ()))
+    target = " ".join(_target(name, parsed[name]) for name in kind.target if parsed.get(name) not in (None, "", ()))
     return Check(
         name=parsed["name"] or f"{kind.name} {target}".strip(),
         type=kind,

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.vmfleet.ops.plugins.module_utils._desired import ARGUMENT_SPEC, DesiredError, normalise
-from ansible_collections.vmfleet.ops.plugins.module_utils._health import runner
+from ansible_collections.vmfleet.ops.plugins.module_utils._health import cli, runner
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.judge import Judge, percentile, result, worst
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.model import (
     Check,
@@ -327,3 +328,105 @@ def test_a_wrong_check_stops_converge_before_the_host_is_contacted() -> None:
     arguments = ArgumentSpecValidator(ARGUMENT_SPEC).validate({"name": "web", "verify": [{"type": "htpp", "url": "x"}]})
     with pytest.raises(DesiredError, match="'htpp' is none of"):
         normalise(arguments.validated_parameters, lambda _entry: b"", lambda _group: [])
+
+
+class TestOnTheHost:
+    """``vmfleet-health``, which role base installs."""
+
+    @pytest.fixture
+    def announced(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "checks.d"
+        folder.mkdir()
+        (folder / "role.json").write_text(
+            json.dumps(
+                [
+                    {"type": "file", "name": 'the "door" | is there', "path": str(tmp_path / "door")},
+                    {"type": "command", "shell": "echo 12 # secret", "warn": 10, "unit": " %", "tags": ["slow"]},
+                ]
+            )
+        )
+        return folder
+
+    def call(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str]]:
+        code = cli.main(list(arguments))
+        return code, capsys.readouterr().out.splitlines()
+
+    def test_codes_and_first_lines_are_those_of_monitoring_plugins(
+        self, announced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        where = f"--directory={announced}"
+        code, lines = self.call(capsys, where)
+        assert (code, len(lines)) == (2, 3)
+        words, bar, data = lines[0].partition(" | ")
+        assert words == "HEALTH CRITICAL - 2 of 2 checks not ok: the \"door\" / is there, command echo"
+        assert bar and " crit=1 " in data and data.endswith("'command echo'=12%")
+        assert "|" not in "".join(lines[1:])
+        (tmp_path / "door").touch()
+        assert self.call(capsys, where)[0] == 1
+        code, lines = self.call(capsys, where, "--skip-tags=slow")
+        assert code == 0 and lines[0].startswith("HEALTH OK - 1 checks ok | time=")
+        assert self.call(capsys, where, "--tags=file", "--quiet") == (0, [])
+        code, lines = self.call(capsys, where, "--quiet")
+        assert code == 1 and len(lines) == 2 and "|" not in lines[0]
+
+    def test_what_cannot_be_read_is_unknown(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "broken.json").write_text("{")
+        for arguments in (["--directory=/nowhere"], [f"--directory={tmp_path}"]):
+            target = tmp_path / "health.prom"
+            code, lines = self.call(capsys, *arguments, f"--textfile={target}")
+            assert code == 3 and lines[0].startswith("HEALTH UNKNOWN - ")
+            assert "\nvmfleet_health_state 3\n" in target.read_text()
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["--nonsense"])
+        assert ended.value.code == 3
+
+    def test_json_has_everything(self, announced: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        code, lines = self.call(capsys, f"--directory={announced}", "--json")
+        outcome = json.loads("\n".join(lines))
+        assert code == 2 and outcome["verdict"] == "crit" and outcome["time"] > 0
+        assert [entry["state"] for entry in outcome["results"]] == ["crit", "warn"]
+
+    def test_metrics_are_for_everybody_and_hold_no_secrets(
+        self, announced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        target = tmp_path / "metrics" / "health.prom"
+        # A host without node_exporter.
+        assert self.call(capsys, f"--directory={announced}", f"--textfile={target}")[0] == 2
+        target.parent.mkdir()
+        assert self.call(capsys, f"--directory={announced}", f"--textfile={target}")[0] == 2
+        content = target.read_text()
+        assert 'check_state{check="the \\"door\\" | is there",role="role",service="role",type="file"} 2\n' in content
+        assert 'vmfleet_health_checks{state="warn"} 1\n' in content
+        assert "secret" not in content and str(tmp_path) not in content
+        assert target.stat().st_mode & 0o777 == 0o644
+        assert list(target.parent.iterdir()) == [target]
+        target.unlink()
+        target.mkdir()
+        assert self.call(capsys, f"--directory={announced}", f"--textfile={target}")[0] == 73
+        assert list(target.parent.iterdir()) == [target]
+
+    def test_the_role_installs_the_whole_engine(self) -> None:
+        utils = Path(cli.__file__).resolve().parents[1]
+        role = utils.parents[1] / "roles" / "base"
+        entries = yaml.safe_load((role / "vars" / "main.yml").read_text())["__base_engine_files"]
+        installed = {
+            (role / "files" / entry["source"]).resolve(): entry["dest"].removeprefix("/usr/local/lib/vmfleet/")
+            for entry in entries
+        }
+        wanted = [utils / "_host.py", *(utils / "_health").glob("*.py")]
+        assert installed == {path: str(path.relative_to(utils)) for path in wanted}
+        # What is installed finds all that it needs among it.
+        for path in wanted:
+            for line in path.read_text().splitlines():
+                assert not line.startswith(("import ansible", "from ansible")), path
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ({"type": "command", "argv": ["/bin/true", "secret"]}, "command /bin/true"),
+        ({"type": "http", "url": "https://user:secret@host/path?key=secret"}, "http https://host/path"),
+    ],
+)
+def test_names_hold_no_secrets(keys: dict[str, Any], name: str) -> None:
+    assert check(**keys).name == name

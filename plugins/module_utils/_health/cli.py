@@ -1,0 +1,166 @@
+# Copyright (c) vmfleet.ops maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""``vmfleet-health``: the announced checks of a host without Ansible, for its timer, monitoring systems and people."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from .judge import describe, summarise
+from .model import CHECKS_DIR, CRIT, OK, UNKNOWN, WARN, CheckError, choose, load_announced, parse_checks
+from .registry import TYPES
+from .runner import run_checks
+
+# The states, exit codes and words of the Monitoring Plugins Development Guidelines, sections 2.3 and 2.6.
+CODES = {OK: 0, WARN: 1, CRIT: 2, UNKNOWN: 3}
+WORDS = {OK: "OK", WARN: "WARNING", CRIT: "CRITICAL", UNKNOWN: "UNKNOWN"}
+PERFDATA_UNITS = {" %": "%", " s": "s", " ms": "ms", " B": "B"}
+# EX_CANTCREAT of sysexits.h: the verdict is known and could not be left where it was to be left.
+NOT_WRITTEN = 73
+
+
+# Labels as they are printed, with a value.
+_Samples = list[tuple[str, float]]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """2 would be taken for critical."""
+        self.print_usage()
+        self.exit(CODES[UNKNOWN], f"{self.prog}: {message}\n")
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="vmfleet-health", description=__doc__)
+    parser.add_argument("--tags", type=_words, default=[], help="only checks with one of these tags, roles or types")
+    parser.add_argument("--skip-tags", type=_words, default=[], help="no checks with one of these")
+    parser.add_argument("--directory", default=CHECKS_DIR, help="where the checks are announced (%(default)s)")
+    parser.add_argument("--deadline", type=float, default=30.0, help="seconds until there is a verdict (%(default)g)")
+    parser.add_argument("--wait", type=float, default=0.0, help="seconds to try again what is not good (%(default)g)")
+    parser.add_argument("--json", action="store_true", help="everything that is known, as JSON")
+    parser.add_argument("--quiet", action="store_true", help="say nothing when all is well, else only what is not")
+    parser.add_argument("--textfile", metavar="FILE", help="leave the states as metrics for node_exporter")
+    return parser
+
+
+def look(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The outcome of a run; where the checks cannot be read or there are none, ``error`` says so."""
+    try:
+        checks = parse_checks(load_announced(arguments.directory), TYPES)
+        checks = choose(checks, arguments.tags, arguments.skip_tags)
+        if not checks:
+            raise CheckError("no check has the tags asked for, so nothing would be proven")
+    except CheckError as error:
+        return {"results": [], **summarise([]), "seconds": 0.0, "error": str(error)}
+    return run_checks(checks, arguments.deadline, arguments.wait)
+
+
+def text(outcome: Mapping[str, Any], quiet: bool = False) -> list[str]:
+    """A first line as monitoring systems read it, then the checks, those that fail first."""
+    results = sorted(outcome["results"], key=lambda entry: bool(entry["state"] == OK))
+    bad = [entry for entry in results if entry["state"] != OK]
+    if outcome.get("error"):
+        summary = outcome["error"]
+    elif bad:
+        summary = f"{len(bad)} of {len(results)} checks not ok: {', '.join(entry['name'] for entry in bad)}"
+    else:
+        summary = f"{len(results)} checks ok"
+    lines = [f"HEALTH {WORDS[outcome['verdict']]} - {summary}"]
+    lines += [describe(entry) for entry in (bad if quiet else results)]
+    # What follows a bar is performance data.
+    lines = [line.replace("|", "/") for line in lines]
+    if quiet:
+        return lines if bad or outcome.get("error") else []
+    lines[0] += f" | {' '.join(_perfdata(outcome))}"
+    return lines
+
+
+def _perfdata(outcome: Mapping[str, Any]) -> list[str]:
+    data = [f"time={outcome['seconds']:g}s", *(f"{state}={number}" for state, number in outcome["counts"].items())]
+    for entry in outcome["results"]:
+        if "value" in entry:
+            label = entry["name"].replace("'", "''").replace("=", ":").replace("|", "/")
+            data.append(f"'{label}'={entry['value']:g}{PERFDATA_UNITS.get(entry['unit'], '')}")
+    return data
+
+
+def metrics(outcome: Mapping[str, Any], now: float) -> str:
+    """Prometheus' text format. Everybody on the host may read it, so nothing of what the checks saw is in it."""
+    states: _Samples = [
+        (_labels(entry, "role", "service", "type"), CODES[entry["state"]]) for entry in outcome["results"]
+    ]
+    durations: _Samples = [(_labels(entry, "role"), entry["seconds"]) for entry in outcome["results"]]
+    counts: _Samples = [(f'{{state="{state}"}}', number) for state, number in outcome["counts"].items()]
+    families: list[tuple[str, str, _Samples]] = [
+        ("state", "Verdict on the host: 0 ok, 1 warn, 2 crit, 3 unknown.", [("", CODES[outcome["verdict"]])]),
+        ("checks", "Number of checks by state.", counts),
+        ("check_state", "State of a check: 0 ok, 1 warn, 2 crit, 3 unknown.", states),
+        ("check_duration_seconds", "Time until the state of a check was known.", durations),
+        ("run_duration_seconds", "Time that the last run took.", [("", outcome["seconds"])]),
+        ("last_run_timestamp_seconds", "When the last run ended.", [("", round(now, 3))]),
+    ]
+    lines = []
+    for name, meaning, samples in families:
+        if samples:
+            lines += [f"# HELP vmfleet_health_{name} {meaning}", f"# TYPE vmfleet_health_{name} gauge"]
+            lines += [f"vmfleet_health_{name}{labels} {value!r}" for labels, value in samples]
+    return "\n".join(lines) + "\n"
+
+
+def _labels(entry: Mapping[str, Any], *names: str) -> str:
+    pairs = {"check": entry["name"], **{name: entry[name] for name in names}}
+    escaped = {
+        name: str(value).replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"') for name, value in pairs.items()
+    }
+    return "{" + ",".join(f'{name}="{value}"' for name, value in escaped.items()) + "}"
+
+
+def write_textfile(path: str, content: str) -> None:
+    """Puts a file in place as a whole.
+
+    The folder belongs to the exporter's account: the temporary name cannot be guessed, and its suffix is one that the
+    exporter passes over. A host without the exporter has no folder, and nobody to tell.
+    """
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        return
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".vmfleet-health-", suffix=".tmp")
+    try:
+        with open(descriptor, "w", encoding="utf-8") as handle:
+            handle.write(content)
+            os.fchmod(descriptor, 0o644)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    outcome = look(arguments)
+    now = time.time()
+    if arguments.json:
+        print(json.dumps({"host": socket.gethostname(), "time": round(now, 3), **outcome}, indent=2))
+    else:
+        sys.stdout.write("".join(f"{line}\n" for line in text(outcome, arguments.quiet)))
+    if arguments.textfile:
+        try:
+            write_textfile(arguments.textfile, metrics(outcome, now))
+        except OSError as error:
+            print(f"{arguments.textfile}: {error.strerror}", file=sys.stderr)
+            return NOT_WRITTEN
+    return CODES[outcome["verdict"]]
