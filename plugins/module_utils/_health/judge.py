@@ -174,4 +174,4 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def describe(entry: Mapping[str, Any]) -> str:
     """One line on one check."""
     role = f"{entry['role']}: " if entry.get("role") else ""
-    return f"{entry['state'].upper():<7} {role}{entry['name']}: {entry['message']}"
+    return f"{entry['state'].upper():<7} {role}{entry['name']}: {' '.join(str(entry['message']).split())}"
