@@ -153,14 +153,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     outcome = look(arguments)
     now = time.time()
+    lines = text(outcome, arguments.quiet)
     if arguments.json:
-        print(json.dumps({"host": socket.gethostname(), "time": round(now, 3), **outcome}, indent=2))
-    else:
-        sys.stdout.write("".join(f"{line}\n" for line in text(outcome, arguments.quiet)))
+        lines = [json.dumps({"host": socket.gethostname(), "time": round(now, 3), **outcome}, indent=2)]
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
     if arguments.textfile:
         try:
             write_textfile(arguments.textfile, metrics(outcome, now))
         except OSError as error:
-            print(f"{arguments.textfile}: {error.strerror}", file=sys.stderr)
+            sys.stderr.write(f"{arguments.textfile}: {error.strerror}\n")
             return NOT_WRITTEN
     return CODES[outcome["verdict"]]
