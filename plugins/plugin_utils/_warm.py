@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import lookup_loader
 from ansible.template import Templar
 
 try:
@@ -22,11 +23,15 @@ except ImportError:
 
 # One of each file of ansible.builtin's filters and tests is enough.
 TEMPLATE = "{{ [1] | default([]) | unique | list | length > 0 and 'a' is match('a') and nothing is not defined }}"
+# Their documentation is read for their options: 2 ms for each worker.
+LOOKUPS = ("ansible.builtin.template", "vmfleet.ops.fleet_certificate")
 
 
 def warm() -> None:
     """Never fails: what cannot be loaded here is loaded, or missed, where it is needed."""
     try:
         Templar(loader=DataLoader(), variables={}).template(_trust(TEMPLATE))
+        for name in LOOKUPS:
+            lookup_loader.get(name)
     except AnsibleError:
         return
