@@ -29,6 +29,10 @@ class SiteHost(Host):
         return f"{PREFIX}-{self.name}"
 
 
+def docker(verb: str, host: Host) -> None:
+    subprocess.run(["docker", verb, host.container], check=True, capture_output=True, timeout=60)
+
+
 def script(*command: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
 
@@ -134,20 +138,45 @@ def test_second_run_looks_once_per_role_and_changes_nothing(fleet: dict[str, Hos
         assert 0 < len(mine) <= 2 * looks[name] + 1, f"{host.name}: {len(mine)} executions for {looks[name]} roles"
 
 
-def test_every_host_proves_its_health(fleet: dict[str, Host], tmp_path: Path) -> None:
-    """All hosts judge themselves; what is broken is named, on its host and nowhere else."""
-    healthy = site(tmp_path, playbook="verify")
+def test_every_host_proves_its_health_and_the_fleet_gets_a_verdict(fleet: dict[str, Host], tmp_path: Path) -> None:
+    """What is broken is named on its host; who is frozen or cannot be reached counts."""
+    before = tmp_path / "before"
+    healthy = site(tmp_path, "-e", f"verify_report={before}", playbook="verify")
     assert healthy.rc == 0, healthy.output[-6000:]
-    assert {line["host"] for line in healthy.results} == set(HOSTS)
+    report = json.loads((before / "verdict.json").read_text())
+    assert {name: host["reach"] for name, host in report["hosts"].items()} == dict.fromkeys(HOSTS, "answered")
+    rules = {rule["name"]: rule["state"] for rule in report["rules"]}
+    assert rules == dict.fromkeys(("replication", "balancers", "versions of db", "versions of redis", "clocks"), "ok")
+
+    ghost = tmp_path / "ghost.yml"
+    ghost.write_text("all: {hosts: {ghost: {ansible_host: 127.0.0.1, ansible_port: 1}}}\n")
     fleet["cache1"].sh("systemctl stop redis-server")
+    docker("pause", fleet["pool1"])
     try:
-        broken = site(tmp_path, "-e", "verify_wait=0", "--limit", "cache1,db1", playbook="verify")
+        options = ["-e", "verify_wait=0", "-e", "verify_timeout=15", "-e", f"verify_report={tmp_path}"]
+        broken = site(tmp_path, "-i", str(ghost), *options, "--limit", "cache1,db1,pool1,ghost", playbook="verify")
     finally:
+        docker("unpause", fleet["pool1"])
         fleet["cache1"].sh("systemctl start redis-server")
     assert broken.rc != 0
-    outcomes = {line["host"]: line["outcome"] for line in broken.results}
-    assert outcomes == {"cache1": "failed", "db1": "ok"}, broken.output[-6000:]
-    assert "redis" in broken.one("cache1")["msg"]
+    report = json.loads((tmp_path / "verdict.json").read_text())
+    states = {name: (host["reach"], host["state"]) for name, host in report["hosts"].items()}
+    assert states == {
+        "cache1": ("answered", "crit"),
+        "db1": ("answered", "ok"),
+        "pool1": ("failed", "unknown"),
+        "ghost": ("unreachable", "crit"),
+    }, broken.output[-6000:]
+    assert any("redis" in problem["name"] for problem in report["problems"] if problem["subject"] == "cache1")
+    assert "Verdict crit" in broken.output and report["unjudged"] == ["replication"]
+
+    nobody = site(tmp_path, "-i", str(ghost), *options, "--limit", "ghost", playbook="verify")
+    assert nobody.rc != 0
+    assert "Verdict crit: 1 crit (1 hosts, 0 checks)" in nobody.output
+
+    # The timer has told node_exporter too.
+    metrics = "/var/lib/prometheus/node-exporter/vmfleet_health.prom"
+    fleet["mon1"].wait(f"grep -q ^vmfleet_health_state {metrics} && promtool check metrics <{metrics}", 150)
 
 
 @CORES

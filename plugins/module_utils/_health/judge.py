@@ -33,6 +33,8 @@ class Judge:
     check: Check
     # Seconds during which it may still become good; bad tries do not count before they are over.
     patience: float = 0.0
+    # The same for what only warns, of a type that settles.
+    settling: float = 0.0
     state: str | None = None
     last: Seen = field(default_factory=Seen)
     attempts: int = 0
@@ -51,6 +53,8 @@ class Judge:
         self.attempts += 1
         self.last = seen
         self.seconds = now - begun
+        if seen.state == WARN and self.check.type.settles and now - begun < self.settling:
+            return self.check.interval
         if seen.state in (OK, WARN):
             self.good, self.bad = self.good + 1, 0
             self.latencies.append((now - started) * 1000 if seen.latency is None else seen.latency)

@@ -82,6 +82,8 @@ class CheckType:
     help: str
     timeout: float = 5.0
     target: tuple[str, ...] = ()
+    # Whether what it warns of passes by itself, a moment after a change.
+    settles: bool = False
 
 
 COMMON: dict[str, Key] = {

@@ -43,7 +43,7 @@ class Runner:
 
     def __init__(self, checks: Sequence[Check], patience: float = 0.0, workers: int = WORKERS) -> None:
         self.shared = Shared(checks)
-        self.judges = [Judge(check, patience=patience) for check in checks]
+        self.judges = [Judge(check, patience=patience, settling=patience) for check in checks]
         self._workers = min(workers, len(checks))
         self._condition = threading.Condition()
         self._counter = itertools.count()

@@ -52,7 +52,8 @@ UNITS = {"connections": " %", "transaction_age": " s", "wraparound": " %", "slot
 DEFAULTS = {"archiver": {"ge": 1}, "settings": {"ge": 1}, "connections": 95, "wraparound": 50}
 ROLE = """SELECT CASE WHEN pg_is_in_recovery() THEN 'replica' ELSE 'primary' END, current_setting('server_version'),
     CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
-    (SELECT system_identifier FROM pg_control_system())"""
+    (SELECT system_identifier FROM pg_control_system()),
+    (SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming')"""
 
 
 def _rows(check: Check, shared: Shared, query: str, default_user: str | None = None) -> list[list[str]]:
@@ -71,10 +72,10 @@ def postgresql(check: Check, shared: Shared) -> Seen:
     if check["query"]:
         return _judge_query(check, _rows(check, shared, check["query"]))
     if check["measure"] == "role":
-        role, version, position, identifier = _rows(check, shared, ROLE)[0]
+        role, version, position, identifier, receivers = _rows(check, shared, ROLE)[0]
         if check["role"] and role != check["role"]:
             raise CheckFailed(f"it is the {role} and not the {check['role']}")
-        data = {"role": role, "version": version, "lsn": position, "system": identifier}
+        data = {"role": role, "version": version, "lsn": position, "system": identifier, "receivers": int(receivers)}
         return Seen(f"{role}, version {version}", data=data)
     rows = _rows(check, shared, MEASURES[check["measure"]])
     if not rows:
@@ -369,11 +370,12 @@ TYPES = (
     CheckType("haproxy", haproxy, {
         "socket": Key("str", "The runtime socket.", "/run/haproxy/admin.sock"),
         "min_up": Key("int", "Servers that must be up in each backend.", 1),
-    }, "Servers as HAProxy sees them. Thresholds: servers down.", target=("socket",)),
+    }, "Servers as HAProxy sees them. Thresholds: servers down.", target=("socket",), settles=True),
     CheckType("nginx", nginx, {
         "upstreams": Key("str", "The file with the upstream blocks.", "/etc/nginx/vmfleet/live.conf"),
         "min_up": Key("int", "Servers that must answer in each upstream.", 1),
-    }, "Servers of nginx's upstreams, tried one by one. Thresholds: servers down.", target=("upstreams",)),
+    }, "Servers of nginx's upstreams, tried one by one. Thresholds: servers down.", target=("upstreams",),
+        settles=True),
     CheckType("prometheus", prometheus, {
         "url": Key("str", "Base of its interface.", required=True),
         "min_targets": Key("int", "Targets that there must be.", 1),

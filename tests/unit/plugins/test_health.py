@@ -135,6 +135,16 @@ def test_patience_is_for_what_is_not_yet_good() -> None:
     assert judged(check(), "crit", "ok", patience=3).state == "ok"
 
 
+def test_a_balancer_gets_time_to_find_its_servers() -> None:
+    balancer = parse_check({"type": "haproxy"}, TYPES)
+    for given, tries in ((balancer, 3), (check(), 1)):
+        judge = Judge(given, settling=2.5)
+        for second in (1, 2, 3):
+            if judge.observe(Seen("", "warn"), second - 0.5, float(second), 0.0) is None:
+                break
+        assert (judge.state, judge.attempts) == ("warn", tries)
+
+
 def test_samples_give_percentiles_that_can_fail_it() -> None:
     given = check(samples=3, latency={"p95": {"warn": 5, "crit": 50}})
     judge = judged(given, "ok", "ok", "ok")
