@@ -183,6 +183,7 @@ class ActionModule(ActionBase):
         problems: list[Problem] = []
         addresses = {name: fleet.first(name, "vmfleet_address", "ansible_host") or name for name in groups["all"]}
         problems += rules.check_addresses(addresses)
+        problems += rules.check_shared_addresses(self._pairs(fleet, groups), addresses)
         problems += rules.check_database_groups(groups)
         problems += rules.check_lb_types({name: fleet.get(name, "lb_type") for name in groups.get("lb", ())})
         for services in fleet.distinct("vmfleet_services"):
@@ -195,6 +196,18 @@ class ActionModule(ActionBase):
             problems += rules.check_routing(dict(zip(ROUTING, values)), groups)
         # What holds for both kinds of balancer was found for each of them.
         return list(dict.fromkeys([*problems, *fleet.problems, *self._budget(fleet, groups)]))
+
+    @staticmethod
+    def _pairs(fleet: _Fleet, groups: dict[str, list[str]]) -> dict[str, dict[str, tuple[Any, Any]]]:
+        """The balancers that share addresses, by the group in which they do."""
+        names = ("keepalived_addresses", "keepalived_router_id")
+        sharing = [host for host in groups.get("lb", ()) if fleet.get(host, names[0])]
+        wanted = dict.fromkeys(str(fleet.get(host, "keepalived_group") or "lb") for host in sharing)
+        return {
+            group: {host: (fleet.get(host, names[0]), fleet.get(host, names[1])) for host in groups[group]}
+            for group in wanted
+            if groups.get(group)
+        }
 
     @staticmethod
     def _budget(fleet: _Fleet, groups: dict[str, list[str]]) -> list[Problem]:

@@ -113,8 +113,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
         "elements": "dict",
         "default": [],
         "options": {
-            "port": {"type": "raw", "required": True},
-            "proto": {"type": "str", "choices": ["tcp", "udp"], "default": "tcp"},
+            "port": {"type": "raw"},
+            "proto": {"type": "str", "choices": ["tcp", "udp", "vrrp"], "default": "tcp"},
             "from": {"type": "list", "elements": "str", "default": []},
             "action": {"type": "str", "choices": ["allow", "limit", "deny", "reject"], "default": "allow"},
             "comment": {"type": "str", "default": ""},
@@ -286,6 +286,12 @@ def _ports(argument: str, port: Any) -> list[str]:
     return ports
 
 
+def _rule_ports(rule: dict[str, Any]) -> list[str]:
+    if (rule["port"] is None) != (rule["proto"] == "vrrp"):
+        raise _fail("firewall: port", rule["port"], f"does not go with {rule['proto']}; only vrrp is without a port")
+    return ["any"] if rule["port"] is None else _ports("firewall: port", rule["port"])
+
+
 def canonical_source(source: str) -> str:
     """``any`` or an address as ufw stores it: no host prefix length, network bits only."""
     if source == "any":
@@ -303,7 +309,7 @@ def expand_rules(
     """
     result: dict[tuple[str, str, str, str], dict[str, str]] = {}
     for rule in rules:
-        for port in _ports("firewall: port", rule["port"]):
+        for port in _rule_ports(rule):
             for source in rule["from"]:
                 try:
                     sources = [canonical_source(source)]

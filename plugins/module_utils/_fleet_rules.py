@@ -144,6 +144,58 @@ def check_addresses(addresses: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
+def check_shared_addresses(
+    pairs: Mapping[str, Mapping[str, tuple[Any, Any]]], own: Mapping[str, Any]
+) -> list[Problem]:
+    """``keepalived_addresses`` and ``keepalived_router_id``: the same for the hosts of a group, and nobody's own.
+
+    :param pairs: group to host to the two, for groups of which a host has addresses.
+    :param own: every host's ``vmfleet_address``.
+    """
+    name = "keepalived_addresses"
+    owners = {str(address): host for host, address in own.items()}
+    problems = []
+    for group, members in pairs.items():
+        first, values = next(iter(members.items()))
+        for host, others in members.items():
+            problems += [
+                Problem(
+                    variable,
+                    shown(other),
+                    f"is not what {first} has, {shown(value)}, on {host}",
+                    f"set it for the group {group}",
+                )
+                for variable, value, other in zip((name, "keepalived_router_id"), values, others)
+                if other != value
+            ]
+        addresses = values[0]
+        if isinstance(addresses, str) or not isinstance(addresses, Sequence):
+            problems.append(Problem(name, shown(addresses), "is no list", "give addresses such as 10.20.0.10/24"))
+            continue
+        versions = set()
+        for address in addresses:
+            try:
+                found = ipaddress.ip_interface(str(address))
+            except ValueError:
+                problems.append(Problem(name, shown(address), "is no address", "give one such as 10.20.0.10/24"))
+                continue
+            versions.add(found.version)
+            if found.network.num_addresses > 2 and found.ip == found.network.network_address:
+                problems.append(Problem(name, shown(address), "is a network", "give one address of it"))
+            if str(found.ip) in owners:
+                problems.append(
+                    Problem(name, shown(address), f"is {owners[str(found.ip)]}'s own", "give one that no host has")
+                )
+        mine = str(own.get(first, ""))
+        if versions and _is_network(mine) and ipaddress.ip_address(mine).version not in versions:
+            problems.append(
+                Problem(
+                    name, shown(addresses), f"has none of the family of {mine} ({first})", "add one: VRRP goes there"
+                )
+            )
+    return problems
+
+
 def check_database_groups(groups: Groups) -> list[Problem]:
     """One primary when there are databases, and each of them in exactly one part."""
     members, primaries, replicas = (list(groups.get(name, ())) for name in ("db", "db_primary", "db_replica"))

@@ -56,8 +56,7 @@ def _add(rule: dict[str, Any], first: bool) -> list[str]:
         rule["source"],
         "to",
         rule.get("destination", "any"),
-        "port",
-        rule["port"],
+        *([] if rule["port"] == "any" else ["port", rule["port"]]),
         "comment",
         rule["comment"],
     ]

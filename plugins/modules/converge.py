@@ -209,13 +209,12 @@ options:
     default: []
     suboptions:
       port:
-        description: A port, a range such as V(8000:8010), or a list of these.
+        description: A port, a range such as V(8000:8010), or a list of these. Required with TCP and UDP.
         type: raw
-        required: true
       proto:
-        description: Transport protocol.
+        description: Protocol. V(vrrp) has no ports, and ufw knows it since 0.36.2.
         type: str
-        choices: [tcp, udp]
+        choices: [tcp, udp, vrrp]
         default: tcp
       from:
         description: Who may; inventory groups (their members' C(vmfleet_address) or C(ansible_host)), networks, V(any).

@@ -124,7 +124,8 @@ def test_a_front_door_that_cannot_work_is_refused_before_any_change(copy: Path) 
     platform = platform.replace(
         "    routes:\n", "    routes:\n      - {path: /static, root: /srv/static}\n      - {path: /, service: api}\n", 1
     )
-    platform += "lb_tls_ciphers: [ECDHE-RSA-AES256-GCM-SHA512]\n"
+    platform = platform.replace("[10.20.0.10/24]", "[10.20.0.300, 10.20.0.11/24]")
+    platform += "lb_tls_ciphers: [ECDHE-RSA-AES256-GCM-SHA512]\nkeepalived_interval: 0\n"
     (copy / "group_vars/all/platform.yml").write_text(platform)
     hosts = (copy / "hosts.yml").read_text().replace("10.20.0.12, lb_type: nginx", "10.20.0.12, lb_type: haproxy")
     (copy / "hosts.yml").write_text(hosts)
@@ -138,6 +139,9 @@ def test_a_front_door_that_cannot_work_is_refused_before_any_change(copy: Path) 
         "did you mean ECDHE-RSA-AES256-GCM-SHA384?",
         "nginx_https_port = 443: is the same as nginx_http_port",
         "has a site whose certificate is neither host, fleet nor in tls_certificates",
+        "keepalived_addresses = '10.20.0.300': is no address; give one such as 10.20.0.10/24",
+        "keepalived_addresses = '10.20.0.11/24': is lb1's own; give one that no host has",
+        "keepalived_interval = 0: is out of range; give 0.1 to 10 seconds",
     ):
         assert expected in output, expected
     assert "Lay the foundation" not in output

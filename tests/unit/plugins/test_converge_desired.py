@@ -42,6 +42,14 @@ def test_what_is_announced_becomes_drop_ins_with_their_folders() -> None:
     assert desired(verify=[], announce={"checks": checks})["verify"] == []
 
 
+def test_vrrp_is_without_a_port_and_the_others_are_not() -> None:
+    (rule,) = desired(firewall=[{"proto": "vrrp", "from": ["10.0.0.1"]}])["rules"]
+    assert (rule["proto"], rule["port"], rule["source"]) == ("vrrp", "any", "10.0.0.1")
+    for mistake in ({"from": ["any"]}, {"proto": "vrrp", "port": 112, "from": ["any"]}):
+        with pytest.raises(DesiredError, match="only vrrp is without a port"):
+            desired(firewall=[mistake])
+
+
 def test_rules_are_expanded_resolved_and_deduplicated() -> None:
     normal = desired(
         firewall=[

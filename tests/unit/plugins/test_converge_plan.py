@@ -347,3 +347,11 @@ def test_no_firewall_on_the_host_is_nothing_to_open(host: dict[str, Any]) -> Non
 )
 def test_how_a_stored_rule_is_deleted(line: str, argv: str) -> None:
     assert _ufw._remove(stored(line)[0]) == ["ufw", "--force", *argv.split()]
+
+
+def test_how_a_rule_is_added() -> None:
+    rule = {"action": "allow", "proto": "vrrp", "port": "any", "source": "10.0.0.1", "comment": "x", "new": True}
+    assert " ".join(_ufw._add(rule, first=False)) == "ufw allow in proto vrrp from 10.0.0.1 to any comment x"
+    assert " ".join(_ufw._add({**rule, "proto": "tcp", "port": "80"}, first=True)) == (
+        "ufw prepend allow in proto tcp from 10.0.0.1 to any port 80 comment x"
+    )

@@ -36,6 +36,34 @@ def test_a_sound_model_has_no_problem() -> None:
     assert rules.check_lb_types({"lb1": "nginx"}) == []
 
 
+SHARED = ["10.0.0.9/24", "fd00::9"]
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"lb1": (SHARED, None), "lb2": (SHARED, None)}, []),
+        (
+            {"lb1": (SHARED, None), "lb2": (None, 7)},
+            [
+                "keepalived_addresses = None: is not what lb1 has, ['10.0.0.9/24', 'fd00::9'], on lb2; set it for the",
+                "keepalived_router_id = 7: is not what lb1 has, None, on lb2",
+            ],
+        ),
+        ({"lb1": ("10.0.0.9", None)}, ["= '10.0.0.9': is no list"]),
+        ({"lb1": (["10.0.0.300", "10.0.0.9"], None)}, ["= '10.0.0.300': is no address; give one such as"]),
+        ({"lb1": (["10.0.0.0/24"], None)}, ["= '10.0.0.0/24': is a network; give one address of it"]),
+        ({"lb1": (["10.0.0.2/24"], None)}, ["= '10.0.0.2/24': is lb2's own; give one that no host has"]),
+        ({"lb1": (["fd00::9"], None)}, ["has none of the family of 10.0.0.1 (lb1)"]),
+    ],
+)
+def test_shared_addresses(members: Any, expected: list[str]) -> None:
+    problems = rules.check_shared_addresses({"lb": members}, {"lb1": "10.0.0.1", "lb2": "10.0.0.2"})
+    assert len(problems) == len(expected), problems
+    for problem, words in zip(problems, expected):
+        assert words in str(problem)
+
+
 @pytest.mark.parametrize(
     ("flows", "expected"),
     [
