@@ -30,6 +30,8 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._probe import (
 )
 from yaml import YAMLError
 
+# Made once, before the workers are forked: it copies the whole spec.
+VALIDATOR = ArgumentSpecValidator(ARGUMENT_SPEC)
 # A host that other runs keep changing is looked at anew this many times.
 LOOKS = 4
 
@@ -105,7 +107,7 @@ class ActionModule(ActionBase):
                 raise AnsibleActionFail(f"converge: {key} is given twice: as an option, and in declaration")
             else:
                 arguments[key] = value
-        validated = ArgumentSpecValidator(ARGUMENT_SPEC).validate(arguments)
+        validated = VALIDATOR.validate(arguments)
         if validated.error_messages:
             raise AnsibleActionFail(f"converge: {'; '.join(validated.error_messages)}")
         try:
