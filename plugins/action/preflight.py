@@ -22,6 +22,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._preflight import (
     Problem,
     Unresolved,
     check_host,
+    check_ports,
     check_requirements,
     check_spelling,
     check_variables,
@@ -31,6 +32,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._preflight import (
     report,
     shown,
 )
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._fleet_pki import PkiError, check_given
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._role_sources import RoleSource, load_role, own_roles, preload
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._warm import warm
 
@@ -162,6 +164,8 @@ class ActionModule(ActionBase):
         problems = check_variables(host.unproven, known, host.resolve)
         problems += check_spelling(known, host.options, (role.name for role in host.roles), own_roles())
         problems += host.broken_rules({problem.variable for problem in problems})
+        problems += check_ports(host.listening())
+        problems += host.bad_certificates()
         if "vmfleet_requires" in known:
             try:
                 problems += check_requirements(host.resolve("vmfleet_requires"), host.facts if asked else {})
@@ -263,12 +267,15 @@ class _Host:
             "ansible_facts": {**(variables.get("ansible_facts") or {}), **plain},
         }
         self._templar = templar.copy_with_new_env(available_variables=self.context)
+        self._resolved: dict[str, Any] = {}
 
     def resolve(self, name: str) -> Any:
-        try:
-            return self._templar.template(self.context[name])
-        except AnsibleError as error:
-            raise Unresolved(self._why(name, error)) from error
+        if name not in self._resolved:
+            try:
+                self._resolved[name] = self._templar.template(self.context[name])
+            except AnsibleError as error:
+                raise Unresolved(self._why(name, error)) from error
+        return self._resolved[name]
 
     def _why(self, name: str, error: AnsibleError) -> str:
         text = str(error)
@@ -298,6 +305,68 @@ class _Host:
                     value = masked(variable, self.context.get(variable), self.options.get(variable, {}))
                     found.append(Problem(variable, value, str(rendered["problem"]), str(rendered["remedy"])))
         return found
+
+    def _applied(self, role: RoleSource) -> bool:
+        return bool(self._known(f"{role.name.rpartition('.')[2]}_state", "present") != "absent")
+
+    def _known(self, name: str, otherwise: Any) -> Any:
+        """A value, or what stands in for one that is missing; what cannot be rendered is reported elsewhere."""
+        if name in self.options and name not in self.unproven:
+            return self.context.get(name, otherwise)
+        try:
+            return self.resolve(name) if name in self.context else otherwise
+        except Unresolved:
+            return otherwise
+
+    def listening(self) -> list[tuple[str, str, Any]]:
+        """Ports that the host's roles listen on, each with its role and variable."""
+        found = []
+        for role in self.roles:
+            short = role.name.rpartition(".")[2]
+            ports = [
+                name for name, option in role.options.items() if name.endswith("_port") and option["type"] == "int"
+            ]
+            if (ports or short == "app_service") and self._applied(role):
+                found += [(short, name, self._known(name, None)) for name in ports]
+                services = self._known("app_service_services", []) if short == "app_service" else []
+                found += [
+                    (short, f"app_service_services[{index}].port", service.get("port"))
+                    for index, service in enumerate(services or ())
+                    if isinstance(service, dict)
+                ]
+        return found
+
+    def bad_certificates(self) -> list[Problem]:
+        """Given certificates with which nothing could be served, judged by the code that places them."""
+        given: dict[str, Any] = {}
+        if self._known("tls_state", "absent") == "absent":
+            return []
+        # As long as these are the role's own constants, nothing is given.
+        if {"tls_certificate", "tls_private_key"} & set(self.unproven):
+            given["tls_certificate"] = {
+                "certificate": self._known("tls_certificate", ""),
+                "private_key": self._known("tls_private_key", ""),
+                "ca": self._known("tls_ca", ""),
+            }
+        if "tls_certificates" in self.unproven:
+            items = self._known("tls_certificates", [])
+            given.update({f"tls_certificates[{index}]": item for index, item in enumerate(items or ())})
+        problems = []
+        for variable, item in given.items():
+            if not isinstance(item, dict) or not (item.get("certificate") or item.get("private_key")):
+                continue
+            try:
+                check_given(
+                    str(item.get("certificate") or ""),
+                    str(item.get("private_key") or ""),
+                    ca_pem=str(item.get("ca") or ""),
+                    names=item.get("names") or (),
+                    label="the certificate",
+                )
+            except PkiError as error:
+                what, _separator, remedy = str(error).partition("; ")
+                problems.append(Problem(variable, "", what, remedy or "correct it"))
+        return problems
 
     def packages(self) -> list[Any]:
         """What the roles of this host install, as far as they say so in ``__<role>_packages``."""

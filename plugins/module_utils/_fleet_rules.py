@@ -80,13 +80,13 @@ def check_services(services: Any, groups: Groups) -> list[Problem]:
         if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
             problems.append(Problem(f"{where}.port", shown(port), "is no port", "give a number from 1 to 65535"))
         else:
-            other = taken.setdefault((str(group), port), str(name))
-            if other != name:
-                problems.append(
-                    Problem(
-                        f"{where}.port", shown(port), f"is the port of {other} on the same hosts", "give another port"
-                    )
-                )
+            hosts = groups.get(str(group), ())
+            others = {taken[host, port]: host for host in hosts if (host, port) in taken}
+            problems += [
+                Problem(f"{where}.port", shown(port), f"is the port of {other} on {host} too", "give another port")
+                for other, host in others.items()
+            ]
+            taken.update({(host, port): str(name) for host in hosts})
         for key in ("health", "ready", "metrics"):
             path = service.get(key)
             if path is not None and not (isinstance(path, str) and path.startswith("/") and " " not in path):
@@ -144,9 +144,7 @@ def check_addresses(addresses: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-def check_shared_addresses(
-    pairs: Mapping[str, Mapping[str, tuple[Any, Any]]], own: Mapping[str, Any]
-) -> list[Problem]:
+def check_shared_addresses(pairs: Mapping[str, Mapping[str, tuple[Any, Any]]], own: Mapping[str, Any]) -> list[Problem]:
     """``keepalived_addresses`` and ``keepalived_router_id``: the same for the hosts of a group, and nobody's own.
 
     :param pairs: group to host to the two, for groups of which a host has addresses.

@@ -218,6 +218,22 @@ def check_host(facts: Mapping[str, Any], root: bool, python: str) -> list[Proble
     return problems
 
 
+def check_ports(listening: Iterable[tuple[str, str, Any]]) -> list[Problem]:
+    """No port of a host is taken by two roles.
+
+    :param listening: role, variable and port. Within a role its own rules decide.
+    """
+    taken: dict[int, tuple[str, str]] = {}
+    problems = []
+    for role, variable, value in listening:
+        if isinstance(value, bool) or not str(value).isdigit():
+            continue
+        owner, other = taken.setdefault(int(value), (role, variable))
+        if owner != role:
+            problems.append(Problem(variable, shown(value), f"is {other} of the same host too", "change one of them"))
+    return problems
+
+
 def check_requirements(requires: Any, facts: Mapping[str, Any]) -> list[Problem]:
     """The host's size against what the inventory asks of it in ``vmfleet_requires``."""
     name = "vmfleet_requires"

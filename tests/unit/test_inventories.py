@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 import subprocess
@@ -10,6 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ["prod", "staging"]
@@ -116,6 +121,21 @@ def test_all_that_is_wrong_is_said_at_once(copy: Path) -> None:
     assert "Lay the foundation" not in output
 
 
+def expired_certificate() -> dict[str, str]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "www.example.com")])
+    end = datetime.datetime(2001, 2, 3)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, end - datetime.timedelta(days=90), end)
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return {"certificate": certificate.decode(), "private_key": private.decode()}
+
+
 def test_a_front_door_that_cannot_work_is_refused_before_any_change(copy: Path) -> None:
     """Both kinds of balancer are in this inventory: what only nginx can do is refused for the other's sake."""
     platform = (copy / "group_vars/all/platform.yml").read_text()
@@ -125,7 +145,8 @@ def test_a_front_door_that_cannot_work_is_refused_before_any_change(copy: Path) 
         "    routes:\n", "    routes:\n      - {path: /static, root: /srv/static}\n      - {path: /, service: api}\n", 1
     )
     platform = platform.replace("[10.20.0.10/24]", "[10.20.0.300, 10.20.0.11/24]")
-    platform += "lb_tls_ciphers: [ECDHE-RSA-AES256-GCM-SHA512]\nkeepalived_interval: 0\n"
+    platform += "lb_tls_ciphers: [ECDHE-RSA-AES256-GCM-SHA512]\nkeepalived_interval: 0\nprometheus_port: 9100\n"
+    platform += yaml.safe_dump({"tls_certificates": [{"name": "bought", **expired_certificate()}]})
     (copy / "group_vars/all/platform.yml").write_text(platform)
     hosts = (copy / "hosts.yml").read_text().replace("10.20.0.12, lb_type: nginx", "10.20.0.12, lb_type: haproxy")
     (copy / "hosts.yml").write_text(hosts)
@@ -142,6 +163,8 @@ def test_a_front_door_that_cannot_work_is_refused_before_any_change(copy: Path) 
         "keepalived_addresses = '10.20.0.300': is no address; give one such as 10.20.0.10/24",
         "keepalived_addresses = '10.20.0.11/24': is lb1's own; give one that no host has",
         "keepalived_interval = 0: is out of range; give 0.1 to 10 seconds",
+        "prometheus_port = 9100: is node_exporter_port of the same host too; change one of them",
+        "tls_certificates[0]: the certificate expired on 2001-02-03T00:00:00Z; give its successor",
     ):
         assert expected in output, expected
     assert "Lay the foundation" not in output

@@ -85,7 +85,7 @@ def test_flows(flows: Any, expected: str) -> None:
     [
         ({"group": "api"}, "vmfleet_services.api.group = 'api': is no group of the inventory"),
         ({"port": "8081"}, "vmfleet_services.api.port = '8081': is no port"),
-        ({"port": 8082}, "is the port of api on the same hosts"),
+        ({"port": 8082}, "vmfleet_services.ws.port = 8082: is the port of api on api1 too; give another port"),
         ({"health": "health"}, "vmfleet_services.api.health = 'health': is no path"),
         ({"helth": "/health"}, "did you mean health?"),
     ],
@@ -93,6 +93,14 @@ def test_flows(flows: Any, expected: str) -> None:
 def test_services(change: dict[str, Any], expected: str) -> None:
     (problem,) = rules.check_services({**SERVICES, "api": {**SERVICES["api"], **change}}, GROUPS)
     assert expected in str(problem)
+
+
+def test_services_of_different_groups_may_share_a_host_but_no_port() -> None:
+    groups = {**GROUPS, "workers": ["api1", "db1"], "others": ["db1"]}
+    services = {"api": {"group": "app", "port": 1}, "b": {"group": "others", "port": 1}}
+    assert rules.check_services(services, groups) == []
+    found = rules.check_services({**services, "jobs": {"group": "workers", "port": 1}}, groups)
+    assert [problem.problem for problem in found] == ["is the port of api on api1 too", "is the port of b on db1 too"]
 
 
 def test_routing_is_judged_by_the_balancers_own_model() -> None:

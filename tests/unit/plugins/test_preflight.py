@@ -127,3 +127,12 @@ def test_packages_of_several_roles_are_one_sorted_list() -> None:
     pinned = {"name": "nginx", "version": "1.26*"}
     declared = ["redis-server", pinned, "nginx", {"name": "old", "state": "absent"}, {"name": "curl"}, "redis-server"]
     assert preflight.merged_packages(declared) == ["curl", pinned, "redis-server"]
+
+
+def test_a_port_belongs_to_one_role_of_a_host() -> None:
+    listening = [("redis", "redis_port", 6379), ("app_service", "app_service_services[0].port", "6379")]
+    assert [str(problem) for problem in preflight.check_ports(listening)] == [
+        "app_service_services[0].port = '6379': is redis_port of the same host too; change one of them"
+    ]
+    # A role's own rules are about its own ports; what is no port is told by its spec.
+    assert preflight.check_ports([("a", "a_port", 1), ("a", "a_other_port", 1), ("b", "b_port", None)]) == []
