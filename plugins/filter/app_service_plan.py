@@ -257,7 +257,12 @@ def _unit(service: Mapping[str, Any]) -> dict[str, Any]:
 def _checks(service: Mapping[str, Any]) -> list[dict[str, Any]]:
     name = service["name"]
     checks: list[dict[str, Any]] = [
-        {"name": f"{name} runs", "type": "systemd", "unit": f"{name}.service", "severity": "crit"}
+        {"name": f"{name} runs", "type": "systemd", "unit": f"{name}.service", "severity": "crit"},
+        # Tells the fleet's verdict which release is the present one.
+        {
+            "name": f"{name} has a release", "type": "file", "path": f"/opt/{name}/current", "state": "link",
+            "follow": False, "startup": 0,
+        },
     ]
     for key, words in (("health", "is alive"), ("ready", "is ready")):
         if service.get(key):
@@ -265,7 +270,7 @@ def _checks(service: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "name": f"{name} {words}", "type": "http", "url": f"http://127.0.0.1:{service['port']}{service[key]}",
                 "severity": "crit", "startup": int(service["start_timeout"]),
             })
-    return checks
+    return [{**check, "service": name} for check in checks]
 
 
 def app_service_plan(services: list[dict[str, Any]], allow_from: list[str] | None = None) -> dict[str, Any]:

@@ -329,7 +329,7 @@ def _same(name: str, key: str, group: str, members: Sequence[Host]) -> list[Find
         for check, data in host.data():
             if key in data:
                 # A check may carry the role of a host in its name.
-                what = str(check["role"] or check["service"] or check["type"]) if key == "version" else label(check)
+                what = str(check["service"] or check["type"]) if key == "version" else label(check)
                 seen.setdefault(what, {}).setdefault(str(data[key]), []).append(host.name)
     short = 64 if key == "version" else 12
     problems = [

@@ -96,6 +96,9 @@ def file(check: Check, shared: Shared) -> Seen:
                 raise CheckFailed(f"{path} does not contain {check['contains']!r}")
     if check["max_age"] is not None and time.time() - found.st_mtime > check["max_age"]:
         raise CheckFailed(f"{path} is {time.time() - found.st_mtime:.0f} s old, more than {check['max_age']:g} s")
+    if check["state"] == "link":
+        target = os.readlink(path)
+        return Seen(f"{path} leads to {target}", data={"version": os.path.basename(target)})
     return grade(check, found.st_size, " B", f"{path} is there, {found.st_size} B")
 
 

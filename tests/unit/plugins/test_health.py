@@ -284,6 +284,13 @@ def test_http(url: str, keys: dict[str, Any], state: str, words: str) -> None:
         assert list(entry["phases_ms"]) == ["dns", "connect", "first_byte", "transfer"]
 
 
+def test_a_link_tells_the_present_release(tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to("releases/2.0")
+    link = {"type": "file", "path": str(tmp_path / "current"), "state": "link", "follow": False}
+    (entry,) = run(link)["results"]
+    assert (entry["state"], entry["data"]) == ("ok", {"version": "2.0"})
+
+
 def test_a_server_that_accepts_and_says_nothing_is_named() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

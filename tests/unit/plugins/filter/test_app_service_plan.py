@@ -98,9 +98,10 @@ def test_the_firewall_follows_the_flow_unless_a_service_says_otherwise(artifact:
 def test_checks_and_facts_say_what_runs(artifact: Path) -> None:
     given = service(artifact, port=8081, health="/health", ready="/ready", metrics="/metrics", require_ready=False)
     plan = app_service_plan([given])
-    assert [check["type"] for check in plan["announce"]["checks"]] == ["systemd", "http", "http"]
-    assert plan["announce"]["checks"][2]["url"] == "http://127.0.0.1:8081/ready"
-    assert [check["name"] for check in plan["verify"]] == ["api runs", "api is alive"]
+    assert [check["type"] for check in plan["announce"]["checks"]] == ["systemd", "file", "http", "http"]
+    assert {check["service"] for check in plan["announce"]["checks"]} == {"api"}
+    assert plan["announce"]["checks"][3]["url"] == "http://127.0.0.1:8081/ready"
+    assert [check["name"] for check in plan["verify"]] == ["api runs", "api has a release", "api is alive"]
     assert plan["announce"]["facts"] == {
         "ports": {"api": 8081},
         "metrics": [{"job": "api", "port": 8081, "path": "/metrics"}],
