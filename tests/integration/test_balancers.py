@@ -290,4 +290,4 @@ def test_no_request_is_lost_while_servers_fail(hosts: dict[str, Member], invento
         lost = [one for one in load.answers if one[0] == "GET" and one[1] != 200]
         assert not lost, (load.counts(), load.errors, lost[:10])
         # A POST that the stopped or killed server may have begun is not sent again.
-        assert sum(1 for one in load.answers if one[1] != 200) <= 5, (load.counts(), load.errors)
+        assert sum(1 for one in load.answers if one[1] != 200) <= 10, (load.counts(), load.errors)
