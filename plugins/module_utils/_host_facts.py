@@ -11,27 +11,31 @@ import re
 import shlex
 from typing import Any
 
+from ansible_collections.vmfleet.ops.plugins.module_utils._desired import STATE_DIR
+from ansible_collections.vmfleet.ops.plugins.module_utils._probe import SHOW
+
 MARKER = "@@vmfleet-preflight"
 FAMILY = {"debian": "Debian", "ubuntu": "Debian"}
 DISTRIBUTION = {"debian": "Debian", "ubuntu": "Ubuntu"}
 
 _SECTIONS = (
     ("id", "id -u; id -un"),
-    ("os", "cat /etc/os-release || cat /usr/lib/os-release"),
-    ("debian", "cat /etc/debian_version"),
-    ("uname", "uname -r; uname -m"),
-    ("nodename", "uname -n"),
+    ("os", "c /etc/os-release || c /usr/lib/os-release"),
+    ("debian", "c /etc/debian_version"),
+    ("uname", "c /proc/sys/kernel/osrelease; uname -m"),
+    ("nodename", "c /proc/sys/kernel/hostname"),
     ("fqdn", "timeout 5 hostname -f"),
     ("memory", "grep -E '^(MemTotal|MemFree|MemAvailable|SwapTotal|SwapFree):' /proc/meminfo"),
     ("cpu", "grep -E '^(processor|physical id|siblings|cpu cores)[[:space:]]*:' /proc/cpuinfo"),
     ("nproc", "nproc"),
-    ("init", "cat /proc/1/comm"),
+    ("init", "c /proc/1/comm"),
     ("systemd", "test -d /run/systemd/system && command -v systemctl"),
     ("apt", "command -v apt-get && command -v dpkg-query"),
     ("route4", "ip -4 route get 8.8.8.8"),
     ("route6", "ip -6 route get 2404:6800:400a:800::1012"),
     ("addresses", "ip -o addr show"),
     ("disk", "df -P -T -B1 /"),
+    ("roles", f"for i in {STATE_DIR}/roles/*.json; do echo \"$i\"; done"),
 )
 
 
@@ -44,6 +48,7 @@ def build_script(python: str = "python3") -> str:
     lines = [
         "LC_ALL=C PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin",
         "export LC_ALL PATH",
+        SHOW,
         f"m() {{ printf '\\n{MARKER} %s\\n' \"$1\"; }}",
         "probe() {",
     ]
@@ -70,7 +75,7 @@ def parse_answer(answer: str) -> dict[str, list[str]]:
 
 
 def facts_of(sections: dict[str, list[str]]) -> dict[str, Any]:
-    """Facts with setup's ``ansible_`` names."""
+    """Facts with setup's ``ansible_`` names, and ``vmfleet_roles``: the roles that the host has on record."""
 
     def first(title: str) -> str:
         return (sections.get(title) or [""])[0].strip()
@@ -102,7 +107,12 @@ def facts_of(sections: dict[str, list[str]]) -> dict[str, Any]:
     if found:
         facts["python_version"] = f"{found[1]}.{found[2]}"
         facts["python"] = {"executable": first("python"), "version": {"major": int(found[1]), "minor": int(found[2])}}
-    return {f"ansible_{name}": value for name, value in facts.items()}
+    # A folder without any answers with the pattern itself.
+    roles = [line.rpartition("/")[2].removesuffix(".json") for line in sections.get("roles") or []]
+    return {
+        **{f"ansible_{name}": value for name, value in facts.items()},
+        "vmfleet_roles": [name for name in roles if name != "*"],
+    }
 
 
 def _release(sections: dict[str, list[str]]) -> dict[str, Any]:
@@ -238,4 +248,4 @@ def assumed_facts(name: str, address: str | None) -> dict[str, Any]:
         "mounts": [],
         "user_id": "root",
     }
-    return {f"ansible_{key}": value for key, value in facts.items()}
+    return {**{f"ansible_{key}": value for key, value in facts.items()}, "vmfleet_roles": []}

@@ -17,8 +17,11 @@ from typing import Any
 from ansible_collections.vmfleet.ops.plugins.module_utils._desired import PREINSTALLED, STATE_DIR, manifest_path
 
 UNIT_PROPERTIES = ("LoadState", "ActiveState", "SubState", "UnitFileState", "NeedDaemonReload", "CanReload")
-PRELUDE = """LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
+# cat for small files; a process for each of them would be half the cost of a probe.
+SHOW = """c() { while IFS= read -r line || [ -n "$line" ]; do printf '%s\\n' "$line"; done <"$1"; }"""
+PRELUDE = f"""LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL PATH
+{SHOW}
 """
 
 
@@ -39,8 +42,7 @@ def shell_command(command: dict[str, Any], delimiter: str) -> str:
     environment = "".join(f"{key}={shlex.quote(value)} " for key, value in sorted(command["environment"].items()))
     text = f"{environment}timeout {int(command['timeout'])} {body} 2>/dev/null"
     if command.get("stdin") is None:
-        # The script itself comes on standard input.
-        return f"{text} </dev/null"
+        return text
     return f"{text} <<'{delimiter}'\n{command['stdin'].rstrip(chr(10))}\n{delimiter}"
 
 
@@ -59,11 +61,12 @@ def build_script(desired: dict[str, Any]) -> str:
     )
     services = [entry["name"] for entry in desired["services"]]
 
+    open_transactions = f'for i in {STATE_DIR}/transactions/*; do test -e "$i" && printf "%s\\n" "${{i##*/}}"; done'
     sections: list[tuple[str, str]] = [
         ("id", "id -u; command -v python3"),
-        ("journal", f"cat {STATE_DIR}/generation; ls {STATE_DIR}/transactions"),
-        ("manifest", f"cat {manifest_path(name)}"),
-        ("preinstalled", f"cat {PREINSTALLED}"),
+        ("journal", f"c {STATE_DIR}/generation; {open_transactions}"),
+        ("manifest", f"c {manifest_path(name)}"),
+        ("preinstalled", f"c {PREINSTALLED}"),
     ]
     if paths:
         sections.append(("stat", f"stat --printf '%n\\t%f\\t%U\\t%G\\n' -- {_words(paths)}"))
@@ -80,7 +83,7 @@ def build_script(desired: dict[str, Any]) -> str:
         primary = [entry["group"] for entry in desired["users"] if entry.get("group")]
         sections.append(("group", f"getent group {_words([*groups, *primary])}"))
     for key in desired["sysctl"]:
-        sections.append((f"sysctl {key}", f"cat /proc/sys/{shlex.quote(key.replace('.', '/'))}"))
+        sections.append((f"sysctl {key}", f"c /proc/sys/{shlex.quote(key.replace('.', '/'))}"))
     if services:
         sections.append(("services", f"systemctl show -p {','.join(UNIT_PROPERTIES)} -- {_words(services)}"))
     sections.append(("ufw", "test -x /usr/sbin/ufw && echo installed"))

@@ -93,6 +93,11 @@ ansible_facts:
       type: list
       elements: raw
       sample: [nginx, prometheus-node-exporter]
+    vmfleet_roles:
+      description: Roles of this collection that the host has on record.
+      type: list
+      elements: str
+      sample: [base, firewall, nginx]
 """
 
 from ansible.module_utils.basic import AnsibleModule

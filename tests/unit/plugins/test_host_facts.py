@@ -152,6 +152,12 @@ def test_missing_tools_leave_facts_out_and_break_nothing() -> None:
     assert "mounts" not in found
 
 
+@pytest.mark.parametrize(("told", "roles"), [("base.json\n/r/nginx.json", ["base", "nginx"]), ("*.json", [])])
+def test_roles_on_record(told: str, roles: list[str]) -> None:
+    answer = f"\n{host_facts.MARKER} roles\n/r/{told}\n{host_facts.MARKER} end\n"
+    assert host_facts.facts_of(host_facts.parse_answer(answer))["vmfleet_roles"] == roles
+
+
 def test_assumed_facts_have_the_names_of_asked_ones() -> None:
     assert set(host_facts.assumed_facts("a", "10.0.0.1")) >= set(host_facts.facts_of(host_facts.parse_answer(TRIXIE)))
 
