@@ -12,6 +12,7 @@ from typing import Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.parameters import remove_values
+from ansible.module_utils.parsing.convert_bool import BOOLEANS_FALSE
 
 SUPPORTED_RELEASES = {"bookworm": "Debian 12", "trixie": "Debian 13", "jammy": "Ubuntu 22.04", "noble": "Ubuntu 24.04"}
 HIDDEN = "(hidden)"
@@ -126,6 +127,10 @@ def check_value(name: str, spec: Mapping[str, Any], value: Any) -> list[Problem]
     for message in result.error_messages:
         text = remove_values(" ".join(str(message).split()), secrets)
         problems.append(Problem(name, masked(name, value, spec), text.rstrip("."), _remedy(spec)))
+    # The validator takes the word; a template takes any text for true.
+    if spec.get("type") == "bool" and isinstance(value, str) and value.lower() in BOOLEANS_FALSE and not problems:
+        remedy = f"write {name}: false in the inventory, or -e '{{\"{name}\": false}}'"
+        problems.append(Problem(name, shown(value), "is text, and any text counts as true", remedy))
     placeholder = is_secret(name, spec) and any(text.lower().strip("<>") in PLACEHOLDERS for text in secrets)
     if placeholder and not problems:
         problems.append(Problem(name, HIDDEN, "is a placeholder", "put a secret of your own into the vault"))

@@ -81,6 +81,16 @@ def test_placeholders_are_no_secrets() -> None:
     assert [(problem.variable, problem.problem) for problem in found] == [("redis_password", "is a placeholder")]
 
 
+def test_text_that_says_false_would_be_taken_for_true() -> None:
+    """``-e redis_tls=false`` gives text."""
+    spec = {"redis_tls": {"type": "bool"}}
+    assert preflight.check_variables(spec, spec, {"redis_tls": False}.__getitem__) == []
+    assert preflight.check_variables(spec, spec, {"redis_tls": "true"}.__getitem__) == []
+    (problem,) = preflight.check_variables(spec, spec, {"redis_tls": "False"}.__getitem__)
+    assert (problem.variable, problem.value) == ("redis_tls", "'False'")
+    assert "any text counts as true" in problem.problem and "redis_tls: false" in problem.remedy
+
+
 def test_what_cannot_be_rendered_is_a_problem_of_its_own() -> None:
     def resolve(name: str) -> Any:
         raise preflight.Unresolved("refers to vault_redis_password, which is not defined")
