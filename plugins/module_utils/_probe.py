@@ -17,7 +17,8 @@ from typing import Any
 from ansible_collections.vmfleet.ops.plugins.module_utils._desired import PREINSTALLED, STATE_DIR, manifest_path
 
 UNIT_PROPERTIES = ("LoadState", "ActiveState", "SubState", "UnitFileState", "NeedDaemonReload", "CanReload")
-# cat for small files; a process for each of them would be half the cost of a probe.
+# cat for small files; a process for each of them would be half the cost of a probe. Not for /proc/sys: a shell reads
+# byte by byte, and the kernel tells numbers to the first read only.
 SHOW = """c() { while IFS= read -r line || [ -n "$line" ]; do printf '%s\\n' "$line"; done <"$1"; }"""
 PRELUDE = f"""LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL PATH
@@ -83,7 +84,7 @@ def build_script(desired: dict[str, Any]) -> str:
         primary = [entry["group"] for entry in desired["users"] if entry.get("group")]
         sections.append(("group", f"getent group {_words([*groups, *primary])}"))
     for key in desired["sysctl"]:
-        sections.append((f"sysctl {key}", f"c /proc/sys/{shlex.quote(key.replace('.', '/'))}"))
+        sections.append((f"sysctl {key}", f"cat /proc/sys/{shlex.quote(key.replace('.', '/'))}"))
     if services:
         sections.append(("services", f"systemctl show -p {','.join(UNIT_PROPERTIES)} -- {_words(services)}"))
     sections.append(("ufw", "test -x /usr/sbin/ufw && echo installed"))
