@@ -123,7 +123,7 @@ class ActionModule(ActionBase):
             return dict(given)
         if arguments.get("state") == "absent":
             return {}
-        text = self._template(str(given), self._variables)
+        text = self._template(str(given), self._variables, "declaration")
         try:
             declaration = json.loads(text) if ".json" in given else yaml_load(text)
         except (ValueError, YAMLError) as error:
@@ -132,13 +132,16 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"converge: declaration: template {given} must yield a dictionary")
         return declaration
 
-    def _template(self, name: str, variables: dict[str, Any]) -> str:
+    def _template(self, name: str, variables: dict[str, Any], purpose: str) -> str:
         lookup = lookup_loader.get("ansible.builtin.template", loader=self._loader, templar=self._templar)
-        return "".join(lookup.run([name], variables=_Variables(variables)))
+        try:
+            return "".join(lookup.run([name], variables=_Variables(variables)))
+        except AnsibleError as error:
+            raise AnsibleActionFail(f"template {name} for {purpose}: {error}") from error
 
     def _render(self, entry: dict[str, Any]) -> bytes:
         given = [key for key in ("template", "content", "source") if entry.get(key) is not None]
-        label = entry.get("dest") or entry.get("name")
+        label = str(entry.get("dest") or entry.get("name"))
         if len(given) != 1:
             raise DesiredError(f"files: {label!r} needs exactly one of template, content and source, has {given}")
         if given == ["content"]:
@@ -148,10 +151,7 @@ class ActionModule(ActionBase):
             with open(path, "rb") as handle:
                 return handle.read()
         variables = {**self._variables, **entry["vars"]} if entry.get("vars") else self._variables
-        try:
-            return self._template(entry["template"], variables).encode()
-        except AnsibleError as error:
-            raise AnsibleActionFail(f"template {entry['template']} for {label}: {error}") from error
+        return self._template(entry["template"], variables, label).encode()
 
     def _addresses(self, group: str) -> list[str]:
         hostvars = self._variables["hostvars"]

@@ -4,6 +4,8 @@
 
 # This is the documentation of the action plugin of the same name.
 
+# This is the documentation of the action plugin of the same name; it runs on the controller.
+
 from __future__ import annotations
 
 DOCUMENTATION = r"""
@@ -141,38 +143,3 @@ problems:
     known: {description: Whether the baseline had it., type: bool}
     tolerated: {description: Whether a quorum made a warning of it., type: bool}
 """
-
-from ansible.module_utils.basic import AnsibleModule
-
-
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "results": {"type": "str", "default": "vmfleet_health"},
-            "quorum": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "group": {"type": "str", "required": True},
-                    "at_least": {"type": "str", "required": True},
-                    "service": {"type": "str"},
-                    "zone": {"type": "str"},
-                },
-            },
-            "primaries": {"type": "str", "default": "db_primary"},
-            "replicas": {"type": "str", "default": "db_replica"},
-            "same_version": {"type": "list", "elements": "str", "default": []},
-            "same_certificate": {"type": "list", "elements": "str", "default": []},
-            "clock_bound": {"type": "float", "default": 2.0},
-            "baseline": {"type": "path"},
-            "report": {"type": "path"},
-            "fail": {"type": "bool", "default": True},
-        },
-        supports_check_mode=True,
-    )
-    module.fail_json(msg="vmfleet.ops.fleet_verdict runs on the controller; its action plugin was not found")
-
-
-if __name__ == "__main__":
-    main()

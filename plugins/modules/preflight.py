@@ -2,6 +2,8 @@
 # Copyright (c) vmfleet.ops maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 
+# This is the documentation of the action plugin of the same name; it runs on the controller.
+
 from __future__ import annotations
 
 DOCUMENTATION = r"""
@@ -99,17 +101,3 @@ ansible_facts:
       elements: str
       sample: [base, firewall, nginx]
 """
-
-from ansible.module_utils.basic import AnsibleModule
-
-
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={"roles": {"type": "dict", "required": True}, "connect": {"type": "bool", "default": True}},
-        supports_check_mode=True,
-    )
-    module.fail_json(msg="vmfleet.ops.preflight runs on the controller; its action plugin was not found")
-
-
-if __name__ == "__main__":
-    main()
