@@ -20,32 +20,11 @@ import tempfile
 from typing import Any
 
 from ansible_collections.vmfleet.ops.plugins.module_utils._desired import STATE_DIR
+from ansible_collections.vmfleet.ops.plugins.module_utils._durable import fsync_directory, write_durably
 
 TRANSACTIONS = f"{STATE_DIR}/transactions"
 ORIGINALS = f"{STATE_DIR}/originals"
 GENERATION = f"{STATE_DIR}/generation"
-
-
-def fsync_directory(path: str) -> None:
-    """Makes renames and new names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_durably(path: str, content: bytes, mode: int = 0o600) -> None:
-    """Replaces a file's content in one step: temporary name, fsync, rename, fsync of the directory."""
-    temporary = f"{path}.new"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fchmod(handle.fileno(), mode)
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
-    fsync_directory(os.path.dirname(path))
 
 
 def read_generation() -> str:

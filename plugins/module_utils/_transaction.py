@@ -23,6 +23,7 @@ from typing import Any
 
 from ansible_collections.vmfleet.ops.plugins.module_utils import _apt, _ufw
 from ansible_collections.vmfleet.ops.plugins.module_utils._desired import PREINSTALLED, STATE_DIR
+from ansible_collections.vmfleet.ops.plugins.module_utils._durable import fsync_directory
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.runner import prove
 from ansible_collections.vmfleet.ops.plugins.module_utils._host import (
     CommandError,
@@ -34,7 +35,6 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._host import (
 from ansible_collections.vmfleet.ops.plugins.module_utils._journal import (
     ORIGINALS,
     Journal,
-    fsync_directory,
     keep_copy,
     kind_of,
     put_back,

@@ -5,16 +5,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from .._durable import write_textfile
 from .judge import describe, summarise
 from .model import CHECKS_DIR, CRIT, OK, UNKNOWN, WARN, CheckError, choose, load_announced, parse_checks
 from .registry import TYPES
@@ -126,27 +124,6 @@ def _labels(entry: Mapping[str, Any], *names: str) -> str:
         name: str(value).replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"') for name, value in pairs.items()
     }
     return "{" + ",".join(f'{name}="{value}"' for name, value in escaped.items()) + "}"
-
-
-def write_textfile(path: str, content: str) -> None:
-    """Puts a file in place as a whole.
-
-    The folder belongs to the exporter's account: the temporary name cannot be guessed, and its suffix is one that the
-    exporter passes over. A host without the exporter has no folder, and nobody to tell.
-    """
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        return
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".vmfleet-health-", suffix=".tmp")
-    try:
-        with open(descriptor, "w", encoding="utf-8") as handle:
-            handle.write(content)
-            os.fchmod(descriptor, 0o644)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -430,7 +430,7 @@ class TestOnTheHost:
             (role / "files" / entry["source"]).resolve(): entry["dest"].removeprefix("/usr/local/lib/vmfleet/")
             for entry in entries
         }
-        wanted = [utils / "_host.py", *(utils / "_health").glob("*.py")]
+        wanted = [utils / "_durable.py", utils / "_host.py", *(utils / "_health").glob("*.py")]
         assert installed == {path: str(path.relative_to(utils)) for path in wanted}
         # What is installed finds all that it needs among it.
         for path in wanted:

@@ -1,0 +1,122 @@
+# Copyright (c) vmfleet.ops maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""``vmfleet-backup``: the snapshot sets of a host without Ansible, for its timer and for people."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, Callable
+
+from .engine import Engine, read_settings
+from .model import Refused, SnapshotError
+from .sources import Target
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vmfleet-backup", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="tell the outcome as JSON")
+    parser.add_argument("--wait", type=float, default=0.0, help="seconds to wait for another run (%(default)g)")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    snapshot = commands.add_parser("snapshot", help="make a set")
+    snapshot.add_argument("set", nargs="?", default="", help="its name; by default the time")
+    snapshot.add_argument("--only", type=_words, default=[], help="sources or types")
+    snapshot.add_argument("--full", action="store_true", help="copies that stand alone, not on former ones")
+    snapshot.add_argument("--reason", default="", help="a word for people")
+
+    commands.add_parser("list", help="the sets of this host, the oldest first")
+
+    verify = commands.add_parser("verify", help="prove a set, by default the newest")
+    verify.add_argument("set", nargs="?", default="")
+    verify.add_argument("--thorough", action="store_true", help="also by a restore into a scratch place")
+
+    restore = commands.add_parser("restore", help="restore a set, by default the newest; the former data are kept")
+    restore.add_argument("set", nargs="?", default="")
+    restore.add_argument("--only", type=_words, default=[], help="sources")
+    restore.add_argument("--database", default="", help="one database, from a logical copy")
+    moment = restore.add_mutually_exclusive_group()
+    moment.add_argument("--time", default="", help="to this time, such as 2026-11-25T19:00:00Z")
+    moment.add_argument("--name", default="", help="to this restore point")
+    moment.add_argument("--lsn", default="", help="to this position in the log")
+    moment.add_argument("--latest", action="store_true", help="to the end of the archived log")
+    restore.add_argument("--yes", action="store_true", help="do it; without this it is only said what would be done")
+
+    commands.add_parser("commit", help="keep what was restored and remove the former data")
+    commands.add_parser("undo", help="put the former data back")
+
+    remove = commands.add_parser("remove", help="remove sets")
+    remove.add_argument("set", nargs="+")
+    return parser
+
+
+def _snapshot(engine: Engine, given: argparse.Namespace) -> Any:
+    return engine.take(given.set, given.only, full=given.full, reason=given.reason, wait=given.wait).shown()
+
+
+def _list(engine: Engine, given: argparse.Namespace) -> Any:
+    return [manifest.shown() for manifest in engine.catalogue.all()]
+
+
+def _verify(engine: Engine, given: argparse.Namespace) -> Any:
+    manifest, proven = engine.verify(given.set, thorough=given.thorough, wait=given.wait)
+    return {**manifest.shown(), "proven": proven}
+
+
+def _restore(engine: Engine, given: argparse.Namespace) -> Any:
+    target = Target(given.time, given.name, given.lsn, given.latest, given.database)
+    if not given.yes:
+        return {"would": engine.choose(given.set, given.only, target), "remedy": "say --yes to do it"}
+    return engine.restore(given.set, given.only, target, given.wait)
+
+
+def _conclude(engine: Engine, given: argparse.Namespace) -> Any:
+    entry = engine.conclude(given.command == "commit", given.wait)
+    if entry is None:
+        raise Refused("no restore is open")
+    return {"set": entry["set"], "sources": sorted(entry["choices"])}
+
+
+def _remove(engine: Engine, given: argparse.Namespace) -> Any:
+    return engine.remove(given.set, given.wait)
+
+
+COMMANDS: dict[str, Callable[[Engine, argparse.Namespace], Any]] = {
+    "snapshot": _snapshot,
+    "list": _list,
+    "verify": _verify,
+    "restore": _restore,
+    "commit": _conclude,
+    "undo": _conclude,
+    "remove": _remove,
+}
+
+
+def text(outcome: Any) -> list[str]:
+    """A line for each set, or what else there is to tell."""
+    if isinstance(outcome, list):
+        return [line for entry in outcome for line in text(entry)]
+    if not isinstance(outcome, dict) or "members" not in outcome:
+        return [outcome if isinstance(outcome, str) else json.dumps(outcome, indent=2)]
+    members = ", ".join(f"{member['source']} ({member['label']})" for member in outcome["members"])
+    sizes = f"{outcome['size']} B, {outcome['stored']} B stored"
+    return [f"{outcome['id']}  {outcome['state']}  {outcome['sealed']}  {outcome['consistency']}  {sizes}  {members}"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes are those of :mod:`.model`, after sysexits.h; argparse's 2 is for a wrong command line."""
+    given = _parser().parse_args(argv)
+    try:
+        engine = Engine(read_settings(), say=lambda line: print(line, file=sys.stderr, flush=True))
+        outcome = COMMANDS[given.command](engine, given)
+    except SnapshotError as error:
+        print(f"vmfleet-backup: {error}", file=sys.stderr)
+        return error.code
+    print(json.dumps(outcome, indent=2) if given.json else "\n".join(text(outcome)))
+    return 0

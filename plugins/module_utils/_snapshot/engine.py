@@ -1,0 +1,356 @@
+# Copyright (c) vmfleet.ops maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Runs: sets are taken, proven, restored and forgotten here, one run at a time on a host, each safe to be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from .._durable import write_durably, write_textfile
+from .._host import end_orphan
+from .catalogue import Catalogue
+from .model import SEALED, VERIFIED, Busy, Manifest, NotFound, Refused, SnapshotError, check_id, now, parse_time
+from .registry import TYPES
+from .repository import open_repository
+from .sources import BACKUP_DIR, Context, Source, Target, load_sources
+
+SETTINGS = "/etc/vmfleet/backup/settings.json"
+STATE = "/var/lib/vmfleet/backup"
+LOCK = "/run/vmfleet-backup.lock"
+TEXTFILE = "/var/lib/prometheus/node-exporter/vmfleet_backup.prom"
+JOURNAL = f"{STATE}/restore.json"
+# The phase of a restore that only an operator ends.
+SWAPPED = "swapped"
+FAULTS = (SnapshotError, OSError)
+
+
+def _fail_point(phase: str) -> None:
+    """Lets the tests kill a run at a given phase, as a power cut or the OOM killer would."""
+    if os.environ.get("VMFLEET_FAIL_AT") == phase:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def read_settings(path: str = SETTINGS) -> dict[str, Any]:
+    """What role backup has written: host, repository, skip.
+
+    :raises Refused: when it is not there or unreadable.
+    """
+    try:
+        with open(path, encoding="utf-8") as handle:
+            settings: dict[str, Any] = json.load(handle)
+    except FileNotFoundError:
+        raise Refused(f"{path} is not there; apply role vmfleet.ops.backup to this host") from None
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path}: {error}") from error
+    return settings
+
+
+class Engine:
+    """All that can be done with the sets of this host."""
+
+    def __init__(self, settings: Mapping[str, Any], say: Callable[[str], None] = lambda line: None) -> None:
+        """:raises Refused: for settings or announced sources that are wrong. :raises WrongKey: see ``Key.load``."""
+        self.host = str(settings["host"])
+        self.say = say
+        self.repository = open_repository(settings["repository"])
+        self.catalogue = Catalogue(self.repository, self.host)
+        spool = str(settings.get("spool") or f"{STATE}/spool")
+        self.context = Context(self.host, self.repository, spool, f"{STATE}/running", say)
+        self.sources = load_sources(
+            TYPES, self.context, settings.get("skip", []), settings.get("sources") or BACKUP_DIR
+        )
+
+    def chosen(self, names: Sequence[str]) -> list[Source]:
+        """The sources of these names or types, or all.
+
+        :raises Refused: when one is unknown, or nothing would be saved.
+        """
+        known = {word for source in self.sources for word in (source.name, source.kind)}
+        unknown = sorted(set(names) - known)
+        if unknown:
+            raise Refused(f"no source {', '.join(unknown)} on this host; it has {', '.join(sorted(known)) or 'none'}")
+        found = [source for source in self.sources if not names or {source.name, source.kind} & set(names)]
+        if not found:
+            raise Refused(f"no role of this host has announced anything to save in {BACKUP_DIR}")
+        return found
+
+    @contextlib.contextmanager
+    def run(self, wait: float = 0.0) -> Iterator[None]:
+        """Alone on this host, and after what a killed run has left was put in order.
+
+        :raises Busy: when another run goes on for longer than ``wait`` seconds.
+        """
+        os.makedirs(STATE, mode=0o755, exist_ok=True)
+        os.makedirs(self.context.spool, mode=0o711, exist_ok=True)
+        deadline = time.monotonic() + wait
+        with open(os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "w", encoding="ascii") as handle:
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise Busy("another snapshot or restore is at work on this host; wait for its end") from None
+                    time.sleep(0.5)
+            self._settle()
+            yield
+
+    def _settle(self) -> None:
+        end_orphan(self.context.pid_file)
+        self._clear_spool()
+        for source in self.sources:
+            source.settle()
+        entry = self.pending()
+        if entry is not None and entry["phase"] != SWAPPED:
+            self.say(f"undoing a restore of set {entry['set']} that was ended in the middle")
+            self._undo(entry)
+        if self.catalogue.ids("copying"):
+            self._sweep()
+
+    def _clear_spool(self) -> None:
+        for name in os.listdir(self.context.spool):
+            shutil.rmtree(os.path.join(self.context.spool, name))
+
+    def _sweep(self) -> None:
+        """Removes what belongs to no sealed set. One that cannot be read may need anything: then nothing is removed."""
+        begun = self.catalogue.ids("copying")
+        members = [member for manifest in self.catalogue.all() for member in manifest.members]
+        for source in self.sources:
+            source.prune([member for member in members if member.source == source.name])
+        for set_id in begun:
+            self.say(f"swept away what was left of {set_id}")
+            self.catalogue.swept(set_id)
+
+    def _source(self, name: str) -> Source:
+        for source in self.sources:
+            if source.name == name:
+                return source
+        raise NotFound(f"source {name} is not announced on this host; apply its role first")
+
+    def estimate(self, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """What a set would hold, with estimated bytes; changes nothing. :raises Refused: as :meth:`take` would."""
+        return [{"source": source.name, "type": source.kind, "size": source.plan()} for source in self.chosen(names)]
+
+    def take(
+        self, set_id: str = "", names: Sequence[str] = (), *, full: bool = False, reason: str = "", wait: float = 0.0
+    ) -> Manifest:
+        """Makes a set of all members or none, and seals it when all are durable.
+
+        :raises SnapshotError: then there is no new set, and the former ones are as they were.
+        """
+        began = now()
+        set_id = check_id(set_id or began[:19].replace(":", "").replace("-", "") + "Z")
+        sources = self.chosen(names)
+        with self.run(wait):
+            try:
+                for source in sources:
+                    source.plan()
+                manifest = Manifest(set_id, self.host, SEALED, began, self.repository.key.id, reason)
+                self.catalogue.begin(manifest)
+                _fail_point("begun")
+                try:
+                    members = []
+                    for number, source in enumerate(sources, start=1):
+                        self.say(f"{number}/{len(sources)} {source.name}: copying")
+                        members.append(source.copy(set_id, full))
+                        self.say(
+                            f"{number}/{len(sources)} {source.name}: {members[-1].size} B, {members[-1].stored} B new"
+                        )
+                        _fail_point(f"copied-{source.kind}")
+                    manifest = dataclasses.replace(manifest, members=tuple(members), sealed=now())
+                    _fail_point("seal")
+                    self.catalogue.write(manifest)
+                    _fail_point("sealed")
+                except FAULTS:
+                    # What failed is told, also when the remains cannot be swept now; the next run tries again.
+                    with contextlib.suppress(*FAULTS):
+                        self._sweep()
+                    raise
+            except FAULTS as error:
+                self._report(failed=str(error))
+                raise
+            finally:
+                self._clear_spool()
+            self._report(manifest)
+        return manifest
+
+    def verify(self, set_id: str = "", *, thorough: bool = False, wait: float = 0.0) -> tuple[Manifest, dict[str, Any]]:
+        """Proves a set, by default the newest, and notes it. Returns what was proven of each member.
+
+        :raises Damaged: naming the member; the set keeps its former state.
+        """
+        with self.run(wait):
+            manifest = self.catalogue.load(set_id) if set_id else self.catalogue.newest()
+            proven = {}
+            try:
+                for member in manifest.members:
+                    self.say(f"{member.source}: verifying")
+                    proven[member.source] = self._source(member.source).verify(member, thorough)
+            except FAULTS as error:
+                self._report(failed=f"set {manifest.id} is not sound: {error}")
+                raise
+            finally:
+                self._clear_spool()
+            manifest = dataclasses.replace(manifest, state=max(manifest.state, VERIFIED, key=_rank), verified=now())
+            self.catalogue.write(manifest)
+            self._report(manifest)
+        return manifest, proven
+
+    def remove(self, set_ids: Sequence[str], wait: float = 0.0) -> list[str]:
+        """Removes sets and what only they need. Returns those that were there.
+
+        :raises Refused: when it would take the last verified one, while there are others.
+        """
+        with self.run(wait):
+            sets = self.catalogue.all()
+            gone = [manifest for manifest in sets if manifest.id in set_ids]
+            left = [manifest for manifest in sets if manifest.id not in set_ids]
+            if left and any(manifest.verified for manifest in gone) and not any(manifest.verified for manifest in left):
+                raise Refused("this would remove the last set that was proven; verify another one first")
+            for manifest in gone:
+                self.catalogue.forget(manifest.id)
+            if gone:
+                self._sweep()
+        return [manifest.id for manifest in gone]
+
+    # Restoring
+
+    def pending(self) -> dict[str, Any] | None:
+        """The restore that is neither committed nor undone: set, phase, and the choices by source."""
+        try:
+            with open(JOURNAL, encoding="utf-8") as handle:
+                entry: dict[str, Any] = json.load(handle)
+        except FileNotFoundError:
+            return None
+        return entry
+
+    def _note(self, entry: Mapping[str, Any], phase: str) -> None:
+        write_durably(JOURNAL, json.dumps({**entry, "phase": phase}).encode())
+        _fail_point(f"restore-{phase}")
+
+    def _undo(self, entry: Mapping[str, Any]) -> None:
+        for name, choice in entry["choices"].items():
+            self._source(name).undo(choice)
+        os.unlink(JOURNAL)
+
+    def choose(self, set_id: str = "", names: Sequence[str] = (), target: Target | None = None) -> dict[str, Any]:
+        """What a restore would do: the set, and for each source the engine's choice. Changes nothing.
+
+        Without a set it is the newest one for its own moment; another moment may come from an earlier one.
+
+        :raises Refused: when the target cannot be had, or another restore is open.
+        """
+        pending = self.pending()
+        if pending is not None:
+            raise Refused(
+                f"a restore of set {pending['set']} is neither committed nor undone; say `vmfleet-backup commit` or "
+                "`vmfleet-backup undo` first"
+            )
+        target = target or Target()
+        sets = self.catalogue.all()
+        chosen = self.catalogue.load(set_id) if set_id else self.catalogue.newest()
+        choices = {}
+        for name in names or [member.source for member in chosen.members]:
+            member = chosen.member(name)
+            members = [entry for manifest in sets for entry in manifest.members if entry.source == name]
+            choices[name] = self._source(name).choose(member, [member] if set_id else members, target)
+        return {"set": chosen.id, "choices": choices}
+
+    def restore(
+        self, set_id: str = "", names: Sequence[str] = (), target: Target | None = None, wait: float = 0.0
+    ) -> dict[str, Any]:
+        """Restores: all is staged beside the live data first, then all is swapped. The old data stay until commit.
+
+        Returns the set and, by source, what was proven of the staged data.
+
+        :raises SnapshotError: then the old data are live, as before.
+        """
+        with self.run(wait):
+            entry = self.choose(set_id, names, target)
+            proven: dict[str, Any] = {}
+            try:
+                self._note(entry, "staging")
+                for name, choice in entry["choices"].items():
+                    self.say(f"{name}: staging")
+                    proven[name] = self._source(name).stage(choice)
+                self._note(entry, "swapping")
+                for name, choice in entry["choices"].items():
+                    self.say(f"{name}: swapping")
+                    self._source(name).swap(choice)
+                    _fail_point(f"swapped-{self._source(name).kind}")
+                self._note(entry, SWAPPED)
+            except FAULTS:
+                self._undo(entry)
+                raise
+            finally:
+                self._clear_spool()
+        return {"set": entry["set"], "proven": proven}
+
+    def conclude(self, keep: bool, wait: float = 0.0) -> dict[str, Any] | None:
+        """Commits the open restore, or undoes it. Returns it, or None when there is none."""
+        with self.run(wait):
+            entry = self.pending()
+            if entry is None:
+                return None
+            if keep:
+                for name, choice in entry["choices"].items():
+                    self._source(name).commit(choice)
+                os.unlink(JOURNAL)
+            else:
+                self._undo(entry)
+        return entry
+
+    # Records for people and monitoring
+
+    def _report(self, manifest: Manifest | None = None, failed: str = "") -> None:
+        """Leaves the status that health checks read, and metrics. A failure keeps the times of the last good set."""
+        path = f"{STATE}/status.json"
+        try:
+            with open(path, encoding="utf-8") as handle:
+                status = json.load(handle)
+        except (OSError, ValueError):
+            status = {}
+        status.update(failed=failed, checked=now())
+        if manifest is not None:
+            shown = manifest.shown()
+            if manifest.sealed >= status.get("finished", ""):
+                status.update(set=manifest.id, finished=manifest.sealed, began=manifest.began, size=shown["size"])
+                status.update(stored=shown["stored"])
+            if manifest.verified:
+                status["verified"] = manifest.verified
+        write_durably(path, json.dumps(status, indent=1, sort_keys=True).encode() + b"\n", 0o644)
+        write_textfile(TEXTFILE, metrics(status))
+
+
+def _rank(state: str) -> int:
+    return (SEALED, VERIFIED, "drilled").index(state)
+
+
+def metrics(status: Mapping[str, Any]) -> str:
+    """Prometheus' text format of a status."""
+
+    def seconds(name: str) -> float:
+        return parse_time(status[name]).timestamp() if status.get(name) else 0.0
+
+    families = (
+        ("last_success_timestamp_seconds", "When the newest set was sealed; 0: there is none.", seconds("finished")),
+        ("last_verified_timestamp_seconds", "When a set was last proven; 0: never.", seconds("verified")),
+        ("last_run_timestamp_seconds", "When the last run ended.", seconds("checked")),
+        ("last_run_failed", "1 when the last run failed.", float(bool(status.get("failed")))),
+        ("duration_seconds", "What the newest set took.", max(0.0, seconds("finished") - seconds("began"))),
+        ("size_bytes", "What the newest set holds.", float(status.get("size", 0))),
+        ("stored_bytes", "What the newest set added to the repository.", float(status.get("stored", 0))),
+    )
+    return "".join(
+        f"# HELP vmfleet_backup_{name} {meaning}\n# TYPE vmfleet_backup_{name} gauge\nvmfleet_backup_{name} {value!r}\n"
+        for name, meaning, value in families
+    )

@@ -1,0 +1,487 @@
+"""Sets, manifests and runs, with a source of plain files; the engines themselves are driven on real hosts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot import cli, engine, model
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.catalogue import Catalogue
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.engine import Engine
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.model import (
+    Busy,
+    Damaged,
+    EngineFailed,
+    Key,
+    Manifest,
+    Member,
+    NotFound,
+    Refused,
+    Unavailable,
+    WrongKey,
+    pack,
+    parse_time,
+    unpack,
+)
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.registry import TYPES
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.repository import open_repository
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.sources import Source, Target
+
+SECRET = "a long and random secret"
+
+
+@dataclass
+class Options:
+    path: str
+    breaks: str = ""
+
+
+class Folder(Source):
+    """One file, copied as a whole; enough of a source to prove what the engine does around one."""
+
+    kind = "folder"
+    takes = Options
+
+    def _stored(self, label: str) -> str:
+        return os.path.join(str(self.context.repository.options["path"]), "data", f"{self.name}-{label}")
+
+    def _fails(self, step: str) -> None:
+        if self.options.breaks == step:
+            raise EngineFailed(f"{self.name} breaks at {step}")
+
+    def plan(self) -> int:
+        self._fails("plan")
+        return os.path.getsize(self.options.path)
+
+    def copy(self, set_id: str, full: bool) -> Member:
+        os.makedirs(os.path.dirname(self._stored("")), exist_ok=True)
+        shutil.copy(self.options.path, self._stored(set_id))
+        self._fails("copy")
+        size = self.plan()
+        return Member(self.name, self.kind, "cp 1", set_id, "crash", model.now(), model.now(), size, size)
+
+    def verify(self, member: Member, thorough: bool) -> dict[str, Any]:
+        if not os.path.exists(self._stored(member.label)):
+            raise Damaged(f"{member.label} is gone")
+        return {"thorough": thorough}
+
+    def choose(self, member: Member, members: Sequence[Member], target: Target) -> dict[str, Any]:
+        if target.time and parse_time(target.time) < parse_time(members[0].ended):
+            raise Refused("before the first backup")
+        return {"label": member.label}
+
+    def stage(self, choice: dict[str, Any]) -> dict[str, Any]:
+        shutil.copy(self._stored(choice["label"]), f"{self.options.path}.staged")
+        self._fails("stage")
+        return {"staged": True}
+
+    def swap(self, choice: dict[str, Any]) -> None:
+        os.rename(self.options.path, f"{self.options.path}.former")
+        self._fails("swap")
+        os.rename(f"{self.options.path}.staged", self.options.path)
+
+    def undo(self, choice: dict[str, Any]) -> None:
+        if os.path.exists(f"{self.options.path}.former"):
+            os.rename(f"{self.options.path}.former", self.options.path)
+        if os.path.exists(f"{self.options.path}.staged"):
+            os.unlink(f"{self.options.path}.staged")
+
+    def commit(self, choice: dict[str, Any]) -> None:
+        os.unlink(f"{self.options.path}.former")
+
+    def prune(self, keep: Sequence[Member]) -> None:
+        wanted = {self._stored(member.label) for member in keep}
+        folder = Path(self._stored("")).parent
+        for path in folder.glob(f"{self.name}-*") if folder.exists() else []:
+            if str(path) not in wanted:
+                path.unlink()
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Key:
+    path = tmp_path / "key"
+    path.write_text(SECRET)
+    path.chmod(0o600)
+    return Key.load(str(path))
+
+
+@dataclass
+class Place:
+    """A host in a folder: two sources, a repository, and the engine's own state."""
+
+    root: Path
+
+    def announce(self, **breaks: str) -> None:
+        folder = self.root / "backup.d"
+        folder.mkdir(exist_ok=True)
+        for name in ("one", "two"):
+            entry = {"type": "folder", "name": name, "path": str(self.root / name), "breaks": breaks.get(name, "")}
+            (folder / f"{name}.json").write_text(json.dumps([entry]))
+
+    def engine(self) -> Engine:
+        return Engine(self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "host": "db1",
+            "repository": {"kind": "path", "path": str(self.root / "repository"), "key_file": str(self.root / "key")},
+            "sources": str(self.root / "backup.d"),
+            "spool": str(self.root / "state" / "spool"),
+        }
+
+    def write(self, text: str) -> None:
+        for name in ("one", "two"):
+            (self.root / name).write_text(f"{name} {text}")
+
+    def read(self) -> list[str]:
+        return [(self.root / name).read_text().removeprefix(f"{name} ") for name in ("one", "two")]
+
+    def stored(self) -> list[str]:
+        return sorted(path.name for path in (self.root / "repository" / "data").glob("*"))
+
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads((self.root / "state" / "status.json").read_text()))
+
+
+def redirect(root: Path) -> None:
+    """The engine's places, below a folder of the test."""
+    engine.STATE = str(root / "state")
+    engine.JOURNAL = str(root / "state" / "restore.json")
+    engine.LOCK = str(root / "lock")
+    engine.TEXTFILE = str(root / "metrics" / "backup.prom")
+    TYPES["folder"] = Folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, key: Key, monkeypatch: pytest.MonkeyPatch) -> Place:
+    for name in ("STATE", "JOURNAL", "LOCK", "TEXTFILE"):
+        monkeypatch.setattr(engine, name, getattr(engine, name))
+    monkeypatch.setitem(TYPES, "folder", Folder)
+    redirect(tmp_path)
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "metrics").mkdir()
+    result = Place(tmp_path)
+    result.announce()
+    result.write("first")
+    return result
+
+
+def manifest(key: Key, **changes: Any) -> Manifest:
+    member = Member("postgresql", "postgresql", "x 1", "F", "application", "t", "t", 3, 2, details={"lsn": "0/1"})
+    given = Manifest("s", "db1", model.SEALED, "2026-01-01T00:00:00.000000Z", key.id, members=(member,))
+    return dataclasses.replace(given, **changes)
+
+
+class TestManifest:
+    def test_comes_back_as_it_was(self, key: Key) -> None:
+        given = manifest(key)
+        assert unpack(pack(given, key), key, "x") == given
+
+    def test_has_one_form(self, key: Key) -> None:
+        text = pack(manifest(key), key)
+        assert text == model.canonical(json.loads(text))
+
+    def test_every_changed_byte_is_noticed(self, key: Key) -> None:
+        text = pack(manifest(key), key)
+        for position in range(len(text) - 1):
+            broken = bytearray(text)
+            broken[position] ^= 1
+            with pytest.raises((Damaged, WrongKey, Refused)):
+                unpack(bytes(broken), key, "x")
+
+    def test_a_cut_one_is_damaged(self, key: Key) -> None:
+        with pytest.raises(Damaged, match="is no manifest"):
+            unpack(pack(manifest(key), key)[:-5], key, "x")
+
+    def test_another_key_is_told_from_damage(self, key: Key, tmp_path: Path) -> None:
+        other = tmp_path / "other"
+        other.write_text("another long and random secret")
+        other.chmod(0o600)
+        with pytest.raises(WrongKey, match=f"was made with key {key.id}"):
+            unpack(pack(manifest(key), key), Key.load(str(other)), "x")
+
+    def test_a_later_format_is_refused(self, key: Key) -> None:
+        with pytest.raises(Refused, match="format 2"):
+            unpack(pack(manifest(key, format=2), key), key, "x")
+
+    def test_is_worth_what_its_weakest_member_is(self, key: Key) -> None:
+        strong = manifest(key).members[0]
+        weak = dataclasses.replace(strong, consistency="crash")
+        assert manifest(key, members=(strong, weak)).consistency == "crash"
+
+    def test_holds_no_secret(self, key: Key) -> None:
+        assert SECRET not in pack(manifest(key), key).decode() + repr(key)
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "words"),
+    [("short", 0o600, "5 characters"), (SECRET, 0o644, "make it 0600"), (None, 0o600, "No such file")],
+)
+def test_a_key_that_does_not_protect_is_refused(tmp_path: Path, content: str | None, mode: int, words: str) -> None:
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_text(content)
+        path.chmod(mode)
+    with pytest.raises(WrongKey, match=words):
+        Key.load(str(path))
+
+
+@pytest.mark.parametrize("text", ["", "../x", "a/b", "a..b", "-x", "x" * 64, "a b"])
+def test_what_cannot_name_a_set_is_refused(text: str) -> None:
+    with pytest.raises(Refused):
+        model.check_id(text)
+
+
+@pytest.mark.parametrize(("text", "words"), [("noon", "is no time"), ("2026-01-01T00:00:00", "has no time zone")])
+def test_a_time_must_be_one_moment(text: str, words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        parse_time(text)
+
+
+def test_times_are_compared_as_moments() -> None:
+    assert parse_time("2026-01-01T01:00:00+01:00") == parse_time("2026-01-01T00:00:00Z")
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"type": "tapes"}, "'tapes' is none of"),
+        ({"type": "folder"}, "path: missing"),
+        ({"type": "folder", "path": 1}, "path: 1 is no str"),
+        ({"type": "folder", "path": "/x", "mode": "fast"}, "mode: no such key"),
+    ],
+)
+def test_a_wrong_announcement_is_refused(place: Place, entry: dict[str, Any], words: str) -> None:
+    (place.root / "backup.d" / "three.json").write_text(json.dumps([entry]))
+    with pytest.raises(Refused, match=words):
+        place.engine()
+
+
+class TestTake:
+    def test_a_set_is_sealed_and_listed(self, place: Place) -> None:
+        made = place.engine().take("first", reason="test")
+        assert [member.source for member in made.members] == ["one", "two"]
+        assert place.engine().catalogue.all() == [made]
+        assert (made.state, made.reason, made.consistency) == ("sealed", "test", "crash")
+        assert place.status()["set"] == "first"
+        assert "vmfleet_backup_last_run_failed 0.0\n" in (place.root / "metrics/backup.prom").read_text()
+
+    def test_nothing_is_ever_overwritten(self, place: Place) -> None:
+        place.engine().take("first")
+        with pytest.raises(Refused, match="never overwritten"):
+            place.engine().take("first")
+        assert place.stored() == ["one-first", "two-first"]
+
+    def test_all_members_or_none(self, place: Place) -> None:
+        place.engine().take("first")
+        place.announce(two="copy")
+        with pytest.raises(EngineFailed, match="two breaks at copy"):
+            place.engine().take("second")
+        assert [entry.id for entry in place.engine().catalogue.all()] == ["first"]
+        assert place.engine().catalogue.ids("copying") == []
+        assert place.stored() == ["one-first", "two-first"]
+        status = place.status()
+        assert (status["set"], status["failed"]) == ("first", "two breaks at copy")
+        assert "vmfleet_backup_last_run_failed 1.0\n" in (place.root / "metrics/backup.prom").read_text()
+
+    def test_what_cannot_begin_leaves_no_trace(self, place: Place) -> None:
+        place.announce(two="plan")
+        with pytest.raises(EngineFailed):
+            place.engine().take("first")
+        assert place.stored() == []
+
+    def test_one_run_at_a_time(self, place: Place) -> None:
+        with place.engine().run(), pytest.raises(Busy):
+            place.engine().take("first")
+
+    def test_a_repository_that_is_not_there_is_not_made(self, place: Place) -> None:
+        (place.root / "repository").rmdir()
+        with pytest.raises(Unavailable, match="mount or make"):
+            place.engine().take("first")
+        assert not (place.root / "repository").exists()
+
+    def test_an_estimate_changes_nothing(self, place: Place) -> None:
+        assert [entry["size"] for entry in place.engine().estimate()] == [9, 9]
+        assert place.stored() == []
+
+    def test_nothing_to_save_is_an_error(self, place: Place) -> None:
+        shutil.rmtree(place.root / "backup.d")
+        with pytest.raises(Refused, match="no role of this host"):
+            place.engine().take("first")
+
+
+class TestVerify:
+    def test_is_noted(self, place: Place) -> None:
+        place.engine().take("first")
+        made, proven = place.engine().verify(thorough=True)
+        assert (made.state, proven["one"]) == ("verified", {"thorough": True})
+        assert place.engine().catalogue.load("first").verified == place.status()["verified"]
+
+    def test_damage_is_told_and_noted(self, place: Place) -> None:
+        place.engine().take("first")
+        (place.root / "repository/data/two-first").unlink()
+        with pytest.raises(Damaged, match="first is gone"):
+            place.engine().verify("first")
+        assert place.engine().catalogue.load("first").state == "sealed"
+        assert "not sound" in place.status()["failed"]
+
+
+class TestRemove:
+    def test_takes_only_what_is_its_own(self, place: Place) -> None:
+        for name in ("first", "second"):
+            place.engine().take(name)
+        assert place.engine().remove(["first", "nonesuch"]) == ["first"]
+        assert place.stored() == ["one-second", "two-second"]
+
+    def test_never_the_last_proven_one(self, place: Place) -> None:
+        place.engine().take("first")
+        place.engine().verify("first")
+        place.engine().take("second")
+        with pytest.raises(Refused, match="last set that was proven"):
+            place.engine().remove(["first"])
+        assert len(place.engine().catalogue.all()) == 2
+
+    def test_nothing_goes_while_a_manifest_cannot_be_read(self, place: Place) -> None:
+        for name in ("first", "second"):
+            place.engine().take(name)
+        (place.root / "repository/catalogue/db1/second.json").write_text("{}")
+        with pytest.raises(Damaged):
+            place.engine().remove(["first"])
+        assert len(place.stored()) == 4
+
+
+class TestRestore:
+    def test_former_data_stay_until_commit(self, place: Place) -> None:
+        place.engine().take("first")
+        place.write("second")
+        assert place.engine().restore("first")["proven"] == {"one": {"staged": True}, "two": {"staged": True}}
+        assert place.read() == ["first", "first"]
+        assert (place.root / "one.former").read_text() == "one second"
+        with pytest.raises(Refused, match="neither committed nor undone"):
+            place.engine().restore("first")
+        assert place.engine().conclude(keep=True) is not None
+        assert not (place.root / "one.former").exists()
+        assert place.engine().conclude(keep=True) is None
+
+    def test_is_undone(self, place: Place) -> None:
+        place.engine().take("first")
+        place.write("second")
+        place.engine().restore("first")
+        place.engine().conclude(keep=False)
+        assert place.read() == ["second", "second"]
+
+    @pytest.mark.parametrize("step", ["stage", "swap"])
+    def test_a_failure_puts_all_back(self, place: Place, step: str) -> None:
+        place.engine().take("first")
+        place.write("second")
+        place.announce(two=step)
+        with pytest.raises(EngineFailed):
+            place.engine().restore("first")
+        assert place.read() == ["second", "second"]
+        assert place.engine().pending() is None
+        assert not list(place.root.glob("*.staged"))
+
+    def test_what_cannot_be_had_is_refused(self, place: Place) -> None:
+        with pytest.raises(NotFound, match="no set at all"):
+            place.engine().restore()
+        place.engine().take("first")
+        with pytest.raises(NotFound, match="no set second; the newest are first"):
+            place.engine().restore("second")
+        with pytest.raises(Refused, match="before the first"):
+            place.engine().restore(target=Target(time="2020-01-01T00:00:00Z"))
+        with pytest.raises(NotFound, match="has no member of source three"):
+            place.engine().restore(names=["three"])
+        assert place.engine().pending() is None
+
+
+FAIL_POINTS = ["begun", "copied-folder", "seal", "sealed"]
+RESTORE_POINTS = ["restore-staging", "restore-swapping", "swapped-folder", "restore-swapped"]
+KILLED = """
+import sys
+sys.path[:0] = {path!r}
+import test_snapshot
+from pathlib import Path
+place = test_snapshot.Place(Path(sys.argv[1]))
+test_snapshot.redirect(place.root)
+place.engine().{call}
+"""
+
+
+def killed(place: Place, call: str, point: str) -> None:
+    """Runs it in a process of its own that is killed at a point."""
+    code = KILLED.format(path=[str(Path(__file__).parent), *sys.path], call=call)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(place.root)], env={**os.environ, "VMFLEET_FAIL_AT": point}, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("point", FAIL_POINTS)
+def test_a_killed_run_leaves_a_whole_set_or_none(place: Place, point: str) -> None:
+    place.engine().take("first")
+    killed(place, "take('second')", point)
+    whole = [entry.id for entry in place.engine().catalogue.all()]
+    assert whole == (["first", "second"] if point == "sealed" else ["first"])
+    place.engine().take("third")
+    assert [entry.id for entry in place.engine().catalogue.all()] == [*whole, "third"]
+    assert place.stored() == sorted(f"{source}-{name}" for source in ("one", "two") for name in [*whole, "third"])
+    assert place.engine().catalogue.ids("copying") == []
+
+
+@pytest.mark.parametrize("point", RESTORE_POINTS)
+def test_a_killed_restore_is_undone_or_complete(place: Place, point: str) -> None:
+    place.engine().take("first")
+    place.write("second")
+    killed(place, "restore('first')", point)
+    if point == "restore-swapped":
+        assert place.read() == ["first", "first"]
+        assert place.engine().pending() is not None
+        return
+    with place.engine().run():
+        pass
+    assert place.read() == ["second", "second"]
+    assert not list(place.root.glob("*.staged"))
+    place.engine().restore("first")
+    assert place.read() == ["first", "first"]
+
+
+def test_every_point_of_the_engine_is_tried() -> None:
+    text = Path(engine.__file__).read_text()
+    assert text.count("_fail_point(") == 7
+    assert len(FAIL_POINTS + RESTORE_POINTS) == 8  # one of the seven stands for two phases
+
+
+def test_the_command_tells_failures_apart(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(cli, "read_settings", place.settings)
+    assert cli.main(["snapshot", "first"]) == 0
+    assert cli.main(["snapshot", "first"]) == 64
+    assert cli.main(["restore", "second"]) == 66
+    assert cli.main(["commit"]) == 64
+    capsys.readouterr()
+    assert cli.main(["restore", "first"]) == 0
+    assert "say --yes" in capsys.readouterr().out
+    assert cli.main(["restore", "first", "--yes"]) == 0
+    assert cli.main(["undo"]) == 0
+    capsys.readouterr()
+    assert cli.main(["--json", "list"]) == 0
+    assert [entry["id"] for entry in json.loads(capsys.readouterr().out)] == ["first"]
+    (place.root / "key").chmod(0o644)
+    assert cli.main(["list"]) == 77
+
+
+def test_the_catalogues_of_hosts_are_apart(place: Place) -> None:
+    made = place.engine().take("first")
+    other = Catalogue(open_repository(place.settings()["repository"]), "db2")
+    assert made.id not in other.ids()
+    with pytest.raises(NotFound, match="none at all"):
+        other.load("first")
