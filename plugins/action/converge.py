@@ -28,16 +28,18 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._probe import (
     parse_answer,
     parse_contents,
 )
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._warm import warm
 from yaml import YAMLError
 
-# Made once, before the workers are forked: it copies the whole spec.
+# In the parent process, which loads the plugin; the validator copies the whole spec.
+warm()
 VALIDATOR = ArgumentSpecValidator(ARGUMENT_SPEC)
 # A host that other runs keep changing is looked at anew this many times.
 LOOKS = 4
 
 
-class _Variables(dict[str, Any]):
-    """The template lookup copies all variables deeply for every file, which costs more than the rendering itself."""
+class _Shallow(dict[str, Any]):
+    """The template lookup and the validator copy all that they are given deeply, which costs more than their work."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
         return dict(self)
@@ -107,7 +109,7 @@ class ActionModule(ActionBase):
                 raise AnsibleActionFail(f"converge: {key} is given twice: as an option, and in declaration")
             else:
                 arguments[key] = value
-        validated = VALIDATOR.validate(arguments)
+        validated = VALIDATOR.validate(_Shallow(arguments))
         if validated.error_messages:
             raise AnsibleActionFail(f"converge: {'; '.join(validated.error_messages)}")
         try:
@@ -135,7 +137,7 @@ class ActionModule(ActionBase):
     def _template(self, name: str, variables: dict[str, Any], purpose: str) -> str:
         lookup = lookup_loader.get("ansible.builtin.template", loader=self._loader, templar=self._templar)
         try:
-            return "".join(lookup.run([name], variables=_Variables(variables)))
+            return "".join(lookup.run([name], variables=_Shallow(variables)))
         except AnsibleError as error:
             raise AnsibleActionFail(f"template {name} for {purpose}: {error}") from error
 

@@ -33,7 +33,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._preflight import (
     shown,
 )
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._fleet_pki import PkiError, check_given
-from ansible_collections.vmfleet.ops.plugins.plugin_utils._role_sources import RoleSource, load_role, own_roles, preload
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._role_sources import RoleSource, load_role, own_roles
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._warm import warm
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -50,8 +50,7 @@ PUBLIC_SECRETS = Problem(
     "replace them, rekey the vault and take this variable out, as inventories/README.md says",
 )
 
-# A strategy loads the plugin in the parent process, so the workers inherit what is read here.
-preload()
+# In the parent process, which loads the plugin.
 warm()
 
 

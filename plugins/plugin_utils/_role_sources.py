@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from ansible.utils.unsafe_proxy import wrap_var
 
 try:
     # ansible-core 2.19 renders only strings that carry this mark.
-    from ansible.template import trust_as_template as _trust
+    from ansible.template import trust_as_template
 except ImportError:
 
-    def _trust(value: str) -> str:
+    def trust_as_template(value: str) -> str:
         return value
 
 
@@ -42,7 +43,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 def _text(loader: Any, node: Any) -> Any:
     value = loader.construct_scalar(node)
-    return _trust(value) if "{" in value else value
+    return trust_as_template(value) if "{" in value else value
 
 
 def _unsafe(loader: Any, node: Any) -> Any:
@@ -95,10 +96,27 @@ def own_roles() -> list[str]:
     return sorted(path.parent.name for path in (collection_root(COLLECTION) / "roles").glob("*/meta"))
 
 
-def preload() -> None:
-    """Read every role of the collection once, before the workers fork: each would parse them again."""
+def preload() -> set[str]:
+    """Read every role of the collection once, before the workers fork: each would parse them again.
+
+    :returns: the texts in them that Jinja will have to compile.
+    """
+    root = collection_root(COLLECTION) / "roles"
+    texts = {path.read_text(encoding="utf-8") for path in root.glob("*/templates/*.j2")}
     for name in own_roles():
+        texts.update(_expressions(read_yaml(root / name / "tasks" / "main.yml")))
         try:
-            load_role(name)
+            role = load_role(name)
         except LookupError:
             continue
+        texts.update(_expressions([role.defaults, role.variables]))
+    return texts
+
+
+def _expressions(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        if "{" in value:
+            yield str(value)
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _expressions(part)
