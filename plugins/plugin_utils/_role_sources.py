@@ -15,11 +15,10 @@ import yaml
 from ansible.utils.unsafe_proxy import wrap_var
 
 try:
-    # ansible-core 2.19 renders only strings that carry this mark.
-    from ansible.template import trust_as_template
+    from ansible.template import trust_as_template as _trust
 except ImportError:
 
-    def trust_as_template(value: str) -> str:
+    def _trust(value: str) -> str:
         return value
 
 
@@ -37,13 +36,19 @@ class RoleSource:
     constants: frozenset[str]
 
 
+def trusted(text: str) -> str:
+    """The text with the mark without which ansible-core 2.19 and newer do not render it."""
+    marked: str = _trust(text)
+    return marked
+
+
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Plain YAML with Ansible's two string tags; DataLoader parses the same text five times slower."""
 
 
 def _text(loader: Any, node: Any) -> Any:
     value = loader.construct_scalar(node)
-    return trust_as_template(value) if "{" in value else value
+    return trusted(value) if "{" in value else value
 
 
 def _unsafe(loader: Any, node: Any) -> Any:

@@ -27,7 +27,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import lookup_loader
 from ansible.release import __version__ as CORE
 from ansible.template import Templar
-from ansible_collections.vmfleet.ops.plugins.plugin_utils._role_sources import preload, trust_as_template
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._role_sources import preload, trusted
 from jinja2 import Environment, TemplateError
 
 # One of each file of ansible.builtin's filters and tests is enough.
@@ -48,7 +48,7 @@ COMPILED: dict[bytes, Any] = {}
 def warm() -> None:
     """Never fails: what cannot be done here is done, or missed, where it is needed."""
     with contextlib.suppress(AnsibleError):
-        Templar(loader=DataLoader(), variables={}).template(trust_as_template(TEMPLATE))
+        Templar(loader=DataLoader(), variables={}).template(trusted(TEMPLATE))
         for name in LOOKUPS:
             lookup_loader.get(name)
     _remember_compiled_templates()

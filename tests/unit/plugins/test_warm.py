@@ -9,7 +9,7 @@ import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
 from ansible_collections.vmfleet.ops.plugins.plugin_utils import _warm as warm
-from ansible_collections.vmfleet.ops.plugins.plugin_utils._role_sources import trust_as_template
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._role_sources import trusted
 from jinja2 import Environment
 
 TEXT = "{% for name in names %}{{ name | upper }}\n{% endfor %}"
@@ -34,7 +34,7 @@ def remembering(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def render(text: str, **options: Any) -> Any:
     templar = Templar(loader=DataLoader(), variables={"names": ["a", "b"], "one": 1})
-    return templar.template(trust_as_template(text), **options)
+    return templar.template(trusted(text), **options)
 
 
 def test_a_text_is_compiled_once(remembering: list[str]) -> None:
