@@ -65,7 +65,8 @@ KNOWN_CIPHERS = frozenset(CIPHER_DEFAULTS) | {
     "ECDHE-ECDSA-AES128-CCM",
     "ECDHE-ECDSA-AES256-CCM",
 }
-BALANCES = ("cookie", "hash", "ip_hash", "least_conn", "round_robin")
+STICKY = ("cookie", "hash", "ip_hash")
+BALANCES = (*STICKY, "least_conn", "round_robin")
 SERVICE_PATHS = ("health", "ready")
 TIMEOUTS = ("timeout_connect", "timeout_send", "timeout_read")
 COUNTS = ("burst", "cache", "connections")
@@ -339,7 +340,8 @@ class _Builder:
                 "exact": True,
                 "service": str(name),
                 "members": members,
-                "balance": self.route_defaults["balance"],
+                # Whoever asks for it, the answer is the service's, not that of the one server that a client stays on.
+                "balance": "least_conn" if self.route_defaults["balance"] in STICKY else self.route_defaults["balance"],
                 "rewrite": "" if path == "/health" else path,
                 "websocket": False,
                 "body_max": 1024,
@@ -412,6 +414,13 @@ class _Builder:
         taken.add(name)
         return name
 
+    def upstream(self, shared: Mapping[str, Any], balance: str) -> str:
+        """The name of a service's upstream with this balance, which is made if there is none yet."""
+        service = str(shared["service"])
+        name = service if balance == self.route_defaults["balance"] else f"{service}_{balance}"
+        self.upstreams.setdefault(name, {"name": name, **shared, "balance": balance})
+        return name
+
     def attach(self, route: dict[str, Any], site: str, host: str) -> None:
         """Give a route its nginx upstream and its HAProxy backend.
 
@@ -425,9 +434,12 @@ class _Builder:
         ready = self.services[service].get("ready") or self.services[service].get("health")
         check = {"path": str(ready), "host": host} if ready else {}
         shared = {"service": service, "balance": balance, "members": route.pop("members"), "check": check}
-        route["upstream"] = service if balance == self.route_defaults["balance"] else f"{service}_{balance}"
-        self.upstreams.setdefault(route["upstream"], {"name": route["upstream"], **shared})
-        settings = {key: value for key, value in route.items() if key not in ("id", "path", "exact", "upstream")}
+        route["upstream"] = self.upstream(shared, balance)
+        # Where nginx sends what it has no server left for: an upstream that keeps clients on one takes no backup.
+        sticky = balance in STICKY and len(shared["members"]) > 1
+        route["resort"] = self.upstream(shared, "least_conn") if sticky else ""
+        own = ("id", "path", "exact", "upstream", "resort")
+        settings = {key: value for key, value in route.items() if key not in own}
         if route["rewrite"] == "strip":
             settings["strip"] = path
         if route["limit"]:

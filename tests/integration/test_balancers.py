@@ -5,37 +5,41 @@ The tests of this file build on each other in order.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from lab import ROOT, Host, Run, play
-from load import Load
+from load import Answer, Load, WebSocket
 
 PREFIX = f"{os.environ.get('VMFLEET_PREFIX') or 'vmfleet'}-drain"
 ENVIRONMENT = {**{k: v for k, v in os.environ.items() if k != "VMFLEET_SUBNET"}, "VMFLEET_PREFIX": PREFIX}
-RELEASES = {"lb1": "trixie", "lb2": "bookworm", "app1": "trixie", "app2": "trixie"}
+RELEASES = {"lb1": "trixie", "lb2": "bookworm", "app1": "trixie", "app2": "trixie", "app3": "trixie"}
 KINDS = {"lb1": "nginx", "lb2": "haproxy"}
-NAME = "api.supernova.test"
-VARIABLES = {
-    "vmfleet_services": {"api": {"group": "app", "port": 8081, "ready": "/ready", "health": "/health"}},
-    "lb_sites": [
-        {
-            "name": "api",
-            "hosts": [NAME],
-            "routes": [
-                {"path": "/", "service": "api"},
-                {"path": "/sticky", "service": "api", "balance": "ip_hash"},
-            ],
-        }
-    ],
+CONFIGS = {
+    "lb1": ["/etc/nginx/nginx.conf", "/etc/nginx/vmfleet/upstreams.conf", "/etc/nginx/conf.d/vmfleet-sites.conf"],
+    "lb2": ["/etc/haproxy/haproxy.cfg", "/etc/haproxy/crt-list.txt"],
 }
+NAME = "api.supernova.test"
+# How long the test under load lasts, and how many requests a second each balancer gets in it.
+LOAD_SECONDS, LOAD_RATE = 300, 100
+ROUTES = [
+    # A server that says nothing for so long is given up, and a GET goes to another: twice within tries_timeout (10 s).
+    {"path": "/", "service": "api", "timeout_connect": 2, "timeout_read": 4},
+    {"path": "/slow", "service": "api"},
+    {"path": "/sticky", "service": "api", "balance": "ip_hash"},
+    {"path": "/ws", "service": "ws", "websocket": True},
+]
 
 
 class Member(Host):
@@ -56,45 +60,66 @@ def hosts() -> Iterator[dict[str, Member]]:
         subprocess.run([str(ROOT / "scripts/fleet"), "down"], env=ENVIRONMENT, timeout=600)
 
 
-@pytest.fixture(scope="module")
-def inventory(hosts: dict[str, Member], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def declare(path: Path, servers: int = 2, routes: list[dict[str, Any]] | None = None, **variables: Any) -> None:
+    """Write the inventory: both balancers before this many servers, with more routes and variables."""
     standing = yaml.safe_load((ROOT / ".fleet" / PREFIX / "hosts.yml").read_text())["all"]
     for name, kind in KINDS.items():
         standing["hosts"][name]["lb_type"] = kind
     document = {
         "all": {
-            "vars": {**standing["vars"], **VARIABLES, "nginx_allow_from": ["any"], "haproxy_allow_from": ["any"]},
+            "vars": {
+                **standing["vars"],
+                "vmfleet_services": {
+                    "api": {"group": "app", "port": 8081, "ready": "/ready", "health": "/health"},
+                    "ws": {"group": "app", "port": 8082, "ready": "/ready"},
+                },
+                "lb_sites": [{"name": "api", "hosts": [NAME], "routes": ROUTES + (routes or [])}],
+                "nginx_allow_from": ["any"],
+                "haproxy_allow_from": ["any"],
+                **variables,
+            },
             "hosts": standing["hosts"],
             "children": {
-                "lb": {"hosts": {"lb1": {}, "lb2": {}}},
-                "app": {"hosts": {"app1": {}, "app2": {}}},
+                "lb": {"hosts": {name: {} for name in KINDS}},
+                "app": {"hosts": {f"app{number + 1}": {} for number in range(servers)}},
             },
         }
     }
-    path = tmp_path_factory.mktemp("inventory") / "hosts.yml"
     path.write_text(yaml.safe_dump(document))
+
+
+@pytest.fixture(scope="module")
+def inventory(hosts: dict[str, Member], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("inventory") / "hosts.yml"
+    declare(path)
     certificate = (
-        "mkdir -p /etc/vmfleet/tls && cd /etc/vmfleet/tls && [ -e host.pem ] || { openssl req -x509"
-        " -newkey rsa:2048 -nodes -days 2 -keyout host.key -out host.crt -subj /CN=api 2>/dev/null"
+        "mkdir -p /etc/vmfleet/tls && cd /etc/vmfleet/tls && [ -e host.pem ] || { openssl req -x509 -newkey ec"
+        " -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -keyout host.key -out host.crt -subj /CN=api 2>/dev/null"
         " && cat host.key host.crt > host.pem; }"
     )
     for name in KINDS:
         hosts[name].sh("command -v openssl >/dev/null || { apt-get -qq update && apt-get -qq -y install openssl; }")
         hosts[name].sh(certificate)
-    for name in ("app1", "app2"):
+    for name in servers(hosts):
         hosts[name].put("/usr/local/lib/echo.py", (ROOT / "tests/integration/front_door/echo_backend.py").read_text())
-        unit = f"[Service]\nExecStart=/usr/bin/python3 /usr/local/lib/echo.py 0.0.0.0 8081 {name}\nRestart=always\n"
-        hosts[name].put("/etc/systemd/system/echo.service", unit)
-        hosts[name].sh("systemctl daemon-reload && systemctl restart echo")
+        for service, port in (("echo", 8081), ("echo-ws", 8082)):
+            start = f"/usr/bin/python3 /usr/local/lib/echo.py 0.0.0.0 {port} {name}"
+            hosts[name].put(f"/etc/systemd/system/{service}.service", f"[Service]\nExecStart={start}\nRestart=always\n")
+        hosts[name].sh("rm -f /run/echo-*; systemctl daemon-reload && systemctl restart echo echo-ws")
     run = roles(path)
     assert run.rc == 0, run.output[-6000:]
     return path
 
 
+def servers(hosts: dict[str, Member]) -> list[str]:
+    return [name for name in hosts if name not in KINDS]
+
+
 def roles(inventory: Path) -> Run:
     tasks: list[dict[str, Any]] = [{"ansible.builtin.setup": {"gather_subset": ["!all", "min"]}}]
     tasks += [{"ansible.builtin.include_role": {"name": "vmfleet.ops.{{ lb_type }}"}}]
-    return play([{"hosts": "lb", "gather_facts": False, "become": True, "tasks": tasks}], inventory=inventory)
+    book = {"hosts": "lb", "gather_facts": False, "become": True, "tasks": tasks}
+    return play([book], inventory=inventory)
 
 
 def lb_server(inventory: Path, *options: str, **args: Any) -> Run:
@@ -129,8 +154,8 @@ def served(host: Member, path: str, number: int = 12) -> set[str]:
     load = Load(address(host), NAME, path, rate=20)
     with load:
         time.sleep(number / 20)
-    assert {status for _, status, *_ in load.answers} == {200}, (load.counts(), load.errors)
-    return {name for _, _, name, _, _ in load.answers}
+    assert {answer.status for answer in load.answers} == {200}, (load.counts(), load.errors)
+    return {answer.server for answer in load.answers}
 
 
 def works(host: Member) -> None:
@@ -152,7 +177,7 @@ def both(hosts: dict[str, Member]) -> list[Member]:
 def test_check_mode_predicts_and_changes_nothing(hosts: dict[str, Member], inventory: Path) -> None:
     result = fine(lb_server(inventory, "--check", name="app1", state="drain"), changed=True)
     assert {name: set(one) for name, one in result["former"].items()} == {
-        "lb1": {"api", "api_ip_hash"},
+        "lb1": {"api", "api_ip_hash", "ws"},
         "lb2": set(result["former"]["lb2"]),
     }
     assert result["settings"]["lb1"]["api"] == {"state": "drain", "weight": 100}
@@ -187,7 +212,7 @@ def test_a_drained_server_gets_nothing_new_and_finishes_what_it_has(hosts: dict[
     result = fine(drained, changed=True)
     assert result["sessions"] == {"lb1": 0, "lb2": 0}
     for load in [*slow, *steady]:
-        assert {status for _, status, *_ in load.answers} == {200}, (load.path, load.counts(), load.errors)
+        assert {answer.status for answer in load.answers} == {200}, (load.path, load.counts(), load.errors)
         assert set(load.servers(begun, until)) <= {"app2"}
     for load in slow:
         assert "app1" in load.servers(0, begun), load.answers
@@ -260,34 +285,196 @@ def test_sessions_that_do_not_end(hosts: dict[str, Member], inventory: Path) -> 
         assert served(host, "/") == {"app1", "app2"}
 
 
-def test_no_request_is_lost_while_servers_fail(hosts: dict[str, Member], inventory: Path) -> None:
-    """Stopped and killed one after the other, frozen; drained and put back; the balancers reloaded meanwhile."""
-    loads = [Load(address(host), NAME, rate=40) for host in both(hosts)]
-    for load in loads:
+@dataclass
+class Trial:
+    """Faults under load, with the moments at which a server may have lost what it was given."""
+
+    hosts: dict[str, Member]
+    inventory: Path
+    faults: list[tuple[str, str, float, float]] = field(default_factory=list)
+    done: Counter[str] = field(default_factory=Counter)
+    more: bool = False
+
+    @contextlib.contextmanager
+    def fault(self, kind: str, name: str, seconds: float) -> Iterator[Member]:
+        begun = time.monotonic()
+        yield self.hosts[name]
+        time.sleep(seconds)
+        self.done[kind] += 1
+        self.faults.append((kind, name, begun, time.monotonic()))
+
+    def over(self, name: str) -> None:
+        """What the server still holds of the fault's requests is answered or lost once it works again."""
+        works(self.hosts[name])
+        kind, _, begun, _ = self.faults[-1]
+        self.faults[-1] = (kind, name, begun, time.monotonic())
+
+    def stopped(self, name: str) -> None:
+        with self.fault("stopped", name, 2) as host:
+            host.sh("systemctl stop echo")
+        host.sh("systemctl start echo")
+        self.over(name)
+
+    def killed(self, name: str) -> None:
+        with self.fault("killed", name, 1) as host:
+            host.sh("systemctl kill --signal=KILL echo")
+        self.over(name)
+
+    def frozen(self, name: str) -> None:
+        """Its kernel still takes connections, so whoever was sent there waits until it goes on."""
+        with self.fault("frozen", name, 10) as host:
+            host.sh("systemctl kill --signal=STOP echo")
+        host.sh("systemctl kill --signal=CONT echo")
+        self.over(name)
+
+    def unreachable(self, name: str) -> None:
+        """As a machine that lost its power: nothing comes back from it."""
+        routes = [f"blackhole {address(host)}/32" for host in both(self.hosts)]
+        with self.fault("unreachable", name, 8) as host:
+            host.sh(" && ".join(f"ip route add {route}" for route in routes))
+        host.sh(" && ".join(f"ip route del {route}" for route in routes))
+        self.over(name)
+
+    def restarted_while_drained(self, name: str) -> None:
+        """Planned work: nothing is lost, POSTs included, so this is no fault."""
+        drained = lb_server(self.inventory, name=name, state="drain", services=["api"])
+        fine(drained, changed=True)
+        self.hosts[name].sh("systemctl restart echo")
+        fine(lb_server(self.inventory, name=name, state="ready", services=["api"]), changed=True)
+        self.done["drained, restarted and put back"] += 1
+
+    def reloaded(self) -> None:
+        for name, kind in KINDS.items():
+            self.hosts[name].sh(f"systemctl reload {kind}")
+        self.done["reloaded"] += 1
+
+    def reconfigured(self) -> None:
+        """A route and a server more, or less: nothing else changes."""
+        self.more = not self.more
+        self.declare()
+        before = {name: self.config(name) for name in KINDS}
+        run = roles(self.inventory)
+        assert run.rc == 0, run.output
+        for name in KINDS:
+            lines = Counter(self.config(name))
+            lines.subtract(before[name])
+            added = {line for line, count in lines.items() if count > 0}
+            removed = {line for line, count in lines.items() if count < 0}
+            gained, lost = (added, removed) if self.more else (removed, added)
+            assert any("app3" in line for line in gained), gained
+            assert any("/added" in line for line in gained), gained
+            assert not lost, (name, lost)
+        self.done["reconfigured"] += 1
+
+    def config(self, name: str) -> list[str]:
+        return self.hosts[name].sh(f"cat {' '.join(CONFIGS[name])}").splitlines()
+
+    def declare(self, **variables: Any) -> None:
+        declare(
+            self.inventory,
+            3 if self.more else 2,
+            [{"path": "/added", "service": "api"}] if self.more else [],
+            **variables,
+        )
+
+    def misconfigured(self) -> None:
+        """A value that only the balancer itself can refuse: the run fails, and what was served is served on."""
+        before = {name: self.config(name) for name in KINDS}
+        self.declare(nginx_certificate="missing", haproxy_certificate="missing")
+        run = roles(self.inventory)
+        self.declare()
+        for name in KINDS:
+            assert run.of(name)[-1]["outcome"] == "failed", run.output
+            assert "missing" in run.of(name)[-1]["msg"], run.of(name)[-1]["msg"]
+            assert self.config(name) == before[name]
+        self.done["misconfigured"] += 1
+
+    def culprit(self, lost: Answer, balancer: str) -> str:
+        """The fault that hit a server while it had this request, as the balancer's log tells; empty if none did."""
+        if KINDS[balancer] == "nginx":
+            log, sent_to = "cat /var/log/nginx/access.log", r"(\d[\d.]+):8081 [\d.-]"
+        else:
+            log, sent_to = "journalctl -t haproxy --no-pager -o cat", r" api\w*/(app\d) "
+        line = self.hosts[balancer].sh(f"{log} | grep -F '/?{lost.tag} '", check=False)
+        found = re.search(sent_to, line)
+        names = {address(self.hosts[name]): name for name in servers(self.hosts)}
+        server = names.get(found[1], found[1]) if found else ""
+        for kind, name, begun, ended in self.faults:
+            if name == server and begun <= lost.begun + lost.taken and lost.begun <= ended and lost.status:
+                return f"{kind} {name}"
+        return ""
+
+
+def test_no_request_is_lost_while_servers_fail_and_balancers_change(hosts: dict[str, Member], inventory: Path) -> None:
+    """300 s of load on both balancers while servers and configurations come and go.
+
+    No GET is lost. A POST is only lost with a server that had it already, where to send it again might do it twice; and
+    none is done twice.
+    """
+    for host in map(hosts.__getitem__, servers(hosts)):
+        host.sh("rm -f /run/echo-*-posts")
+    trial = Trial(hosts, inventory)
+    loads = {host.name: Load(address(host), NAME, rate=LOAD_RATE, tag=host.name) for host in both(hosts)}
+    sockets = {
+        (host.name, every): WebSocket(address(host), NAME, "/ws", every) for host in both(hosts) for every in (0, 30)
+    }
+    steps: list[Callable[[], None]] = [
+        lambda: trial.stopped("app1"),
+        # Close together: the next fault comes before the balancers have forgotten the last. One server always works.
+        lambda: trial.stopped("app2"),
+        lambda: trial.killed("app1"),
+        lambda: trial.killed("app2"),
+        trial.reloaded,
+        lambda: trial.frozen("app2"),
+        trial.reconfigured,
+        lambda: trial.unreachable("app1"),
+        trial.misconfigured,
+        lambda: trial.restarted_while_drained("app2"),
+    ]
+    begun = time.monotonic()
+    for load in loads.values():
         load.__enter__()
-    time.sleep(1)
-    # Close together: the next fault comes before the balancers have forgotten the last. One server always works.
-    for name, fault in [("app1", "stop"), ("app2", "stop"), ("app1", "kill"), ("app2", "kill"), ("app1", "stop")]:
-        hosts[name].sh(f"systemctl {fault} echo" if fault == "stop" else "systemctl kill --signal=KILL echo")
-        time.sleep(2)
-        hosts[name].sh("systemctl start echo")
-        works(hosts[name])
-    for name, kind in KINDS.items():
-        hosts[name].sh(f"systemctl reload {kind}")
-    time.sleep(6)
-    # Its kernel still takes connections, so whoever was sent there waits until it goes on.
-    hosts["app2"].sh("systemctl kill --signal=STOP echo")
-    time.sleep(10)
-    hosts["app2"].sh("systemctl kill --signal=CONT echo")
-    time.sleep(2)
-    fine(lb_server(inventory, name="app1", state="drain"), changed=True)
-    time.sleep(2)
-    fine(lb_server(inventory, name="app1", state="ready"), changed=True)
-    for load in loads:
+    while time.monotonic() < begun + LOAD_SECONDS or trial.done["reconfigured"] < 2:
+        for step in steps:
+            step()
+            time.sleep(1)
+            if time.monotonic() > begun + LOAD_SECONDS and trial.done["reconfigured"] >= 2:
+                break
+    for load in loads.values():
         load.__exit__()
-    for load in loads:
-        print(load.address, load.counts(), load.latency(), load.errors[:5])
-        lost = [one for one in load.answers if one[0] == "GET" and one[1] != 200]
-        assert not lost, (load.counts(), load.errors, lost[:10])
-        # A POST that the stopped or killed server may have begun is not sent again.
-        assert sum(1 for one in load.answers if one[1] != 200) <= 10, (load.counts(), load.errors)
+    seconds = time.monotonic() - begun
+    held = {key: socket.finish() for key, socket in sockets.items()}
+
+    report = [f"{seconds:.0f} s; {', '.join(f'{what} {count} times' for what, count in sorted(trial.done.items()))}"]
+    failures = []
+    processed = Counter(
+        tag for name in servers(hosts) for tag in hosts[name].sh(f"cat /run/echo-{name}-posts || true").split()
+    )
+    for name, load in loads.items():
+        sent = Counter(answer.method for answer in load.answers)
+        lost = [answer for answer in load.answers if answer.status != 200]
+        reasons = Counter(trial.culprit(answer, name) for answer in lost if answer.method == "POST")
+        unexplained = [answer for answer in lost if answer.method == "GET" or not trial.culprit(answer, name)]
+        twice = [tag for tag, times in processed.items() if tag.startswith(f"{name}-") and times > 1]
+        unsaid = [answer.tag for answer in load.answers if answer[:2] == ("POST", 200) and not processed[answer.tag]]
+        report.append(
+            f"feature 2, 20, 81: {KINDS[name]} {RELEASES[name]}: {len(load.answers) / seconds:.0f} requests/s,"
+            f" {load.counts()}, {load.latency()} ms; POSTs lost with a server: {dict(reasons) or 'none'};"
+            f" POSTs done twice: {len(twice)}"
+        )
+        failures += [f"{name}: {answer}" for answer in unexplained]
+        failures += [f"{name}: {tag} was done twice" for tag in twice]
+        failures += [f"{name}: {tag} was answered with 200 and never done" for tag in unsaid]
+        assert sent.total() >= 0.95 * LOAD_RATE * LOAD_SECONDS, sent
+    for (name, every), stood in held.items():
+        said = sockets[name, every].messages
+        report.append(
+            f"feature 8: {KINDS[name]} {RELEASES[name]}: a WebSocket with a message"
+            f" {f'every {every} s' if every else 'at the end only'} stood for {stood:.0f} s ({said} messages), over"
+            f" {trial.done['reloaded'] + trial.done['reconfigured']} reloads"
+        )
+        assert stood >= LOAD_SECONDS
+    (ROOT / "tests/output").mkdir(exist_ok=True)
+    (ROOT / "tests/output/front-door-under-load.txt").write_text("\n".join(report) + "\n")
+    print("\n".join(report))
+    assert not failures, failures[:20]

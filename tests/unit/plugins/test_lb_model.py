@@ -95,8 +95,18 @@ def test_one_upstream_for_each_service_and_balance() -> None:
         ("api", "least_conn"),
         ("api_ip_hash", "ip_hash"),
     ]
+    assert built["sites"][0]["routes"][1]["resort"] == "api"
+
+
+def test_a_balance_that_keeps_clients_has_a_last_resort() -> None:
     built = model(site(), defaults={"balance": "ip_hash"})
-    assert [(entry["name"], entry["balance"]) for entry in built["upstreams"]] == [("api", "ip_hash")]
+    assert [(entry["name"], entry["balance"]) for entry in built["upstreams"]] == [
+        ("api", "ip_hash"),
+        ("api_least_conn", "least_conn"),
+    ]
+    health, root = built["sites"][0]["routes"]
+    assert (root["upstream"], root["resort"]) == ("api", "api_least_conn")
+    assert (health["upstream"], health["resort"]) == ("api_least_conn", "")
 
 
 def test_backends_are_shared_and_checked_once() -> None:
