@@ -259,6 +259,22 @@ def test_hanging_checks_do_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatc
     assert "no answer after 0.1 s" in outcome["results"][0]["message"]
 
 
+def test_what_hung_is_tried_again_while_there_is_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that is busy for a moment is not ill."""
+    forever, tries = threading.Event(), iter(range(10))
+
+    def hang_once(_check: Check, _shared: Any) -> Seen:
+        if next(tries) == 0:
+            forever.wait(60)
+        return Seen("awake")
+
+    types = {**TYPES, "hang": CheckType("hang", hang_once, {}, "", timeout=0.1)}
+    monkeypatch.setattr(runner, "GRACE", 0.1)
+    outcome = runner.run_checks(parse_checks([("", {"type": "hang"})], types), 30.0, patience=20.0)
+    forever.set()
+    assert [(entry["state"], entry["attempts"]) for entry in outcome["results"]] == [("ok", 2)]
+
+
 def test_the_first_try_waits_for_its_delay(tmp_path: Path) -> None:
     late = tmp_path / "late"
     threading.Timer(0.3, late.touch).start()
