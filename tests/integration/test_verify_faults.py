@@ -32,6 +32,8 @@ from site_fleet import PREFIX, docker, site
 TABLE = ROOT / "tests" / "output" / "verify-faults.txt"
 # Of `health`; a host that says nothing at all is given up by the playbook.
 DEADLINE = 30.0
+# Seconds that the fleet has to be green again.
+RECOVERY = 240.0
 # The machine's own load is the load of every container on it.
 MACHINE = re.compile(r"\w+: base: processors keep up")
 
@@ -76,9 +78,15 @@ def problems(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def prove_healthy(folder: Path) -> None:
-    # What needs a moment after it was mended gets it; what is well costs none of it.
-    code, report, output = verify(folder, "-e", "verify_wait=25")
-    assert (code, problems(report)) == (0, {}), output[-6000:]
+    """What was mended is green; a machine with more to do than this gets several looks, an idle one needs one."""
+    end = time.monotonic() + RECOVERY
+    while True:
+        # What needs a moment gets it; what is well costs none of it.
+        code, report, output = verify(folder, "-e", "verify_wait=25")
+        found = problems(report)
+        if (code == 0 and not found) or time.monotonic() > end:
+            break
+    assert (code, found) == (0, {}), output[-6000:]
 
 
 class Batch:
@@ -147,7 +155,7 @@ class Batch:
                 continue
             message = " ".join(named[1]["message"].split())[:160]
             with TABLE.open("a", encoding="utf-8") as table:
-                table.write(f"{fault.host}: {fault.what:<55} {named[0]:<75} {named[1]['state']:<8} {message}\n")
+                table.write(f"{fault.host + ': ' + fault.what:<62} {named[0]:<75} {named[1]['state']:<8} {message}\n")
         shown = json.dumps({name: problem["message"] for name, problem in left.items()}, indent=1)
         assert not unnoticed, f"unnoticed: {unnoticed}\nreported: {shown}"
         expected = [pattern for fault in faults for pattern in (fault.names, *fault.also)]
