@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import check_stack
+import health
 import pki
 import report
 from fleet_hosts import ROOT, Fleet
@@ -168,8 +169,9 @@ def bench_venv() -> Path:
     folder = ROOT / ".venv-bench"
     python = folder / "bin" / "python"
     core = ansible_version(sys.executable)
-    if not python.exists() or ansible_version(str(python)) != core:
-        say("installing stock Ansible and pyinfra into .venv-bench")
+    stamp, wanted = folder / "requirements", f"{core}\n{(HERE / 'requirements.txt').read_text()}"
+    if not python.exists() or not stamp.exists() or stamp.read_text() != wanted:
+        say("installing stock Ansible and the other tools into .venv-bench")
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         subprocess.run(
             [
@@ -185,6 +187,7 @@ def bench_venv() -> Path:
             ],
             check=True,
         )
+        stamp.write_text(wanted)
     return python
 
 
@@ -442,7 +445,15 @@ def count_stack(name: str, job: Job, python: Path) -> dict[str, Any]:
     }
 
 
-PARTS = {"fleet": measure_fleet, "stack": measure_stack, "scale": measure_scale}
+def measure_health(arguments: argparse.Namespace) -> None:
+    """A thousand checks on one host, by our module and by what people write such checks with."""
+    python = bench_venv()
+    fleet = health.Hosts("bench-health", LOCAL)
+    with standing([fleet], arguments.keep):
+        write("health", health.measure(fleet, CACHE, python, arguments.repeat, tell))
+
+
+PARTS = {"fleet": measure_fleet, "stack": measure_stack, "scale": measure_scale, "health": measure_health}
 
 
 def sizes(text: str) -> list[int]:
@@ -451,7 +462,9 @@ def sizes(text: str) -> list[int]:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="tests/bench/run", description=__doc__)
-    top.add_argument("parts", nargs="*", metavar="PART", help="fleet, stack, scale, table (default: all of them)")
+    top.add_argument(
+        "parts", nargs="*", metavar="PART", help="fleet, stack, scale, health, table (default: all of them)"
+    )
     top.add_argument("--repeat", type=int, default=5, help="timed runs of each kind (5)")
     top.add_argument(
         "--sizes", type=sizes, default=list(SIZES), help="fleet sizes of the part scale (1,10,100,300,1000)"

@@ -111,7 +111,27 @@ def scale(result: dict[str, Any]) -> list[str]:
     ]
 
 
-PARTS = {"fleet": fleet, "stack": stack, "scale": scale}
+def health(result: dict[str, Any]) -> list[str]:
+    labels = {"ours": "vmfleet.ops.health, one call", "testinfra": "pytest-testinfra", "serverspec": "serverspec"}
+    ratios = {"ours": 1.0, **result["ratios_to_ours"]}
+    rows = [[label, _seconds(result["tools"][name]["wall"]), f"{ratios[name]:.1f}"] for name, label in labels.items()]
+    rows.append(["loops of modules, reckoned", _seconds(result["loops"]["wall"]), f"{ratios['loops']:.1f}"])
+    host = result["host"]
+    words = (
+        f"The engine itself takes {host['engine_seconds']:.1f} s of it and {host['host_rss_mb']:.0f} MB on the host."
+        f" Of the loops {result['loops']['share']} checks of each kind were timed."
+    )
+    kinds = ", ".join(f"{number} {kind}" for kind, number in result["kinds"].items())
+    return [
+        f"{result['checks']} checks of one host over ssh ({kinds}):",
+        "",
+        *_rows(["", "wall", "times ours"], rows),
+        "",
+        words,
+    ]
+
+
+PARTS = {"fleet": fleet, "stack": stack, "scale": scale, "health": health}
 
 
 def table(results: Path) -> str:
