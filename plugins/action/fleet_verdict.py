@@ -12,11 +12,12 @@ from ansible import constants
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.model import CRIT, OK, UNKNOWN, WARN
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._arguments import validated
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._fleet_verdict import VerdictError
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._verdict_play import (
+    ARGUMENT_SPEC,
     judge_play,
     look_from_outside,
-    read_options,
 )
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._verdict_report import summary, table, write_reports
 
@@ -35,8 +36,8 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
+        options = validated("fleet_verdict", ARGUMENT_SPEC, self._task.args)
         try:
-            options = read_options(self._task.args)
             verdict = judge_play(options, task_vars or {}, look_from_outside(options["checks"], options["wait"]))
             if options["report"]:
                 write_reports(Path(options["report"]), verdict)

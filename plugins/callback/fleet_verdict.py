@@ -115,8 +115,9 @@ class CallbackModule(CallbackBase):
 
     def _write(self, play: Any, task: Any, why: str) -> None:
         # Only here: most runs have no need of it.
+        from ansible_collections.vmfleet.ops.plugins.plugin_utils._arguments import validated
         from ansible_collections.vmfleet.ops.plugins.plugin_utils._fleet_verdict import VerdictError
-        from ansible_collections.vmfleet.ops.plugins.plugin_utils._verdict_play import judge_play, read_options
+        from ansible_collections.vmfleet.ops.plugins.plugin_utils._verdict_play import ARGUMENT_SPEC, judge_play
         from ansible_collections.vmfleet.ops.plugins.plugin_utils._verdict_report import summary, write_reports
 
         variables: Mapping[str, Any] = self._manager.get_vars(play=play, task=task)
@@ -129,7 +130,8 @@ class CallbackModule(CallbackBase):
             # What is seen from outside takes time, and is not asked for any more.
             arguments = templar.template({name: value for name, value in task.args.items() if name != "checks"})
             # Until ansible-core 2.19 the one who runs a task takes these out.
-            options = read_options({key: value for key, value in arguments.items() if value != variables.get("omit")})
+            given = {key: value for key, value in arguments.items() if value != variables.get("omit")}
+            options = validated("fleet_verdict", ARGUMENT_SPEC, given)
             if not options["report"]:
                 return
             verdict = judge_play(options, variables, failures=self._failures, broken=why)

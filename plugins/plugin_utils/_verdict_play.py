@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.model import CheckError, parse_checks
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.registry import TYPES
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.runner import run_checks
@@ -52,19 +51,6 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 # Seconds that checks from outside may take beyond those that they are tried again.
 OUTSIDE_DEADLINE = 20.0
-
-
-def read_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The task's arguments, checked and with their defaults.
-
-    :raises VerdictError: for an argument that is unknown, missing or of the wrong type.
-    """
-    given = {key: value for key, value in arguments.items() if value is not None}
-    validated = ArgumentSpecValidator(ARGUMENT_SPEC).validate(given)
-    if validated.error_messages:
-        raise VerdictError("; ".join(validated.error_messages))
-    options: dict[str, Any] = validated.validated_parameters
-    return options
 
 
 def look_from_outside(checks: Sequence[Mapping[str, Any]], wait: float) -> list[Host]:
