@@ -67,6 +67,8 @@ KNOWN_CIPHERS = frozenset(CIPHER_DEFAULTS) | {
 }
 BALANCES = ("cookie", "hash", "ip_hash", "least_conn", "round_robin")
 SERVICE_PATHS = ("health", "ready")
+# A service may say for itself how HAProxy asks its servers; lb_defaults hold for the others.
+CHECK_TIMES = ("check_interval", "check_fall", "check_rise")
 TIMEOUTS = ("timeout_connect", "timeout_send", "timeout_read")
 COUNTS = ("burst", "cache", "connections")
 SWITCHES = ("buffering", "gzip", "strip_prefix", "websocket")
@@ -226,6 +228,8 @@ class _Builder:
         for key in SERVICE_PATHS:
             if service.get(key) is not None and not _PATH.match(str(service[key])):
                 self.bad(f"{where}.{key}", service[key], "is no plain path", "begin it with /")
+        for key in sorted(set(CHECK_TIMES) & set(service)):
+            self.number(f"{where}.{key}", service[key], least=1)
         if len(self.problems) > before:
             return None
         self.members[name] = [
@@ -422,7 +426,8 @@ class _Builder:
         if "root" in route:
             return
         service, balance, path = route["service"], route["balance"], route["path"]
-        ready = self.services[service].get("ready") or self.services[service].get("health")
+        said = self.services[service]
+        ready = said.get("ready") or said.get("health")
         check = {"path": str(ready), "host": host} if ready else {}
         shared = {"service": service, "balance": balance, "members": route.pop("members"), "check": check}
         route["upstream"] = service if balance == self.route_defaults["balance"] else f"{service}_{balance}"
@@ -445,6 +450,7 @@ class _Builder:
                 "name": name,
                 "settings": settings,
                 **shared,
+                "check_times": {key: said.get(key, self.failover[key]) for key in CHECK_TIMES},
                 "track": next((other["name"] for other in self.backends if other["service"] == service), ""),
             }
         )

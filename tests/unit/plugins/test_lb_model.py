@@ -134,6 +134,14 @@ def test_a_service_without_a_path_has_no_http_check() -> None:
     assert backend["check"] == {}
 
 
+def test_a_service_may_say_how_often_it_is_asked() -> None:
+    services = {**SERVICES, "ws": {**SERVICES["ws"], "check_interval": 10, "check_fall": 2}}
+    built = lb.build_model([SITE], services, GROUPS, HOSTVARS, {"check_interval": 5, "check_rise": 3})
+    times = {entry["service"]: entry["check_times"] for entry in built["backends"]}
+    assert times["api"] == {"check_interval": 5, "check_fall": 3, "check_rise": 3}
+    assert times["ws"] == {"check_interval": 10, "check_fall": 2, "check_rise": 3}
+
+
 def test_an_empty_group_is_no_fault() -> None:
     built = model(site({"path": "/", "service": "nobody"}))
     assert built["backends"][0]["members"] == built["upstreams"][0]["members"] == []
@@ -225,6 +233,7 @@ def test_each_fault_is_named(sites: Any, expected: str) -> None:
         ({"group": "ap"}, "vmfleet_services.api.group = 'ap': is no group of the inventory"),
         ({"port": "8081"}, "vmfleet_services.api.port = '8081': is no port"),
         ({"ready": "ready now"}, "vmfleet_services.api.ready = 'ready now': is no plain path"),
+        ({"check_fall": 0}, "vmfleet_services.api.check_fall = 0: is out of range"),
     ],
 )
 def test_a_service_that_cannot_be_used_is_named(change: dict[str, Any], expected: str) -> None:
