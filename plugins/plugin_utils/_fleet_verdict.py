@@ -326,7 +326,7 @@ def _balancers(hosts: Sequence[Host]) -> list[Finding]:
 
 
 def _holders(known: Mapping[str, Host]) -> tuple[list[Finding], list[str]]:
-    """Each address that hosts share is held by exactly one of them; second, what is not judged: sharers are left out."""
+    """Each address that hosts share is held by exactly one of them; second, what is not judged for want of sharers."""
     views: dict[str, dict[str, bool]] = {}
     sharers: dict[str, set[str]] = {}
     for host in known.values():

@@ -152,7 +152,20 @@ def test_an_empty_group_is_no_fault() -> None:
 def test_certificates() -> None:
     assert model(site())["sites"][0]["certificate"] == "host"
     assert model(site(certificate="fleet"))["sites"][0]["certificate"] == "a"
+    assert model(site(certificate="acme"))["sites"][0]["certificate"] == "a"
     assert model(site(certificate="given"))["sites"][0]["certificate"] == "given"
+
+
+def test_every_balancer_may_have_the_answer_to_a_challenge() -> None:
+    groups = {**GROUPS, "lb": ["api1", "api3"]}
+
+    def acme(certificate: str, **defaults: Any) -> Any:
+        return lb.build_model([site(certificate=certificate)], SERVICES, groups, HOSTVARS, defaults)["acme"]
+
+    assert acme("fleet") == []
+    assert acme("acme") == ["10.0.0.1:8402", "[fd00::3]:8402"]
+    assert acme("acme", acme_port=9)[0] == "10.0.0.1:9"
+    assert acme("fleet", acme="10.9.9.9:80") == ["10.9.9.9:80"]
 
 
 def test_headers_add_to_the_built_in_ones() -> None:
@@ -254,7 +267,9 @@ def test_a_service_that_cannot_be_used_is_named(change: dict[str, Any], expected
         ({"defaults": {"rate": "fast"}}, "lb_defaults.rate = 'fast': is no rate"),
         ({"defaults": {"connections": -1}}, "lb_defaults.connections = -1: is out of range"),
         ({"defaults": {"exempt": ["office"]}}, "lb_defaults.exempt = 'office': is no network"),
-        ({"defaults": {"acme": "8402"}}, "lb_defaults.acme = '8402': is no address with a port"),
+        ({"defaults": {"acme": "8402"}}, "lb_defaults.acme = '8402': is no IP address with a port"),
+        ({"defaults": {"acme": "ca.nowhere:8402"}}, "lb_defaults.acme = 'ca.nowhere:8402': is no IP address"),
+        ({"defaults": {"acme_port": -1}}, "lb_defaults.acme_port = -1: is out of range"),
         ({"headers": {"X-A": 'a"b'}}, "lb_headers.X-A"),
         ({"headers": {"X-A": "a\r\nSet-Cookie: b"}}, "lb_headers.X-A"),
         ({"headers": {"X A": "a"}}, "lb_headers.X A"),
