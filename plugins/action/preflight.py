@@ -19,6 +19,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._host_facts import (
     facts_of,
     parse_answer,
 )
+from ansible_collections.vmfleet.ops.plugins.module_utils._lb_model import OWN_CERTIFICATES
 from ansible_collections.vmfleet.ops.plugins.module_utils._preflight import (
     Problem,
     Unresolved,
@@ -380,12 +381,18 @@ class _Host:
                 "private_key": self._known("tls_private_key", ""),
                 "ca": self._known("tls_ca", ""),
             }
-        if "tls_certificates" in self.unproven:
-            items = self._known("tls_certificates", [])
-            given.update({f"tls_certificates[{index}]": item for index, item in enumerate(items or ())})
         problems = []
+        if "tls_certificates" in self.unproven:
+            for index, item in enumerate(self._known("tls_certificates", []) or ()):
+                if not isinstance(item, dict):
+                    continue
+                variable = f"tls_certificates[{index}]"
+                given[variable] = {**item, "names": [*(item.get("names") or ()), *self._served_with(item.get("name"))]}
+                if not (item.get("certificate") or item.get("private_key") or item.get("names")):
+                    remedy = "give certificate and private_key, or names for one of the fleet's"
+                    problems.append(Problem(variable, shown(item.get("name")), "has no certificate", remedy))
         for variable, item in given.items():
-            if not isinstance(item, dict) or not (item.get("certificate") or item.get("private_key")):
+            if not (item.get("certificate") or item.get("private_key")):
                 continue
             try:
                 check_given(
@@ -399,6 +406,17 @@ class _Host:
                 what, _separator, remedy = str(error).partition("; ")
                 problems.append(Problem(variable, "", what, remedy or "correct it"))
         return problems
+
+    def _served_with(self, certificate: Any) -> list[str]:
+        """The names of all sites that are served with a certificate of ``tls_certificates``."""
+        return [
+            str(host)
+            for site in self._known("tls_sites", []) or ()
+            if isinstance(site, dict)
+            and certificate
+            == site.get("name" if site.get("certificate") in OWN_CERTIFICATES else "certificate", "host")
+            for host in site.get("hosts") or ()
+        ]
 
     def packages(self) -> list[Any]:
         """What the roles of this host install, as far as they say so in ``__<role>_packages``."""

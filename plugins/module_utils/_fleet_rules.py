@@ -12,13 +12,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.vmfleet.ops.plugins.module_utils._lb_model import ModelError, build_model
+from ansible_collections.vmfleet.ops.plugins.module_utils._lb_model import CHECK_TIMES, ModelError, build_model
 from ansible_collections.vmfleet.ops.plugins.module_utils._preflight import Problem, shown, unknown
 
 LB_TYPES = ("nginx", "haproxy")
 # Flows that are not named after a role.
 GENERAL_FLOWS = frozenset({"ssh", "http", "https", "app", "prometheus", "monitoring"})
-SERVICE_KEYS = frozenset({"group", "port", "health", "ready", "metrics"})
+SERVICE_KEYS = frozenset({"group", "port", "health", "ready", "metrics", *CHECK_TIMES})
 # Connections that come past the poolers, unless vmfleet_direct_connections says otherwise: exporter, backup, health
 # checks, operators. Replicas take none of max_connections.
 DIRECT_CONNECTIONS = 20
@@ -125,6 +125,11 @@ def check_services(services: Any, groups: Groups) -> list[Problem]:
             path = service.get(key)
             if path is not None and not (isinstance(path, str) and path.startswith("/") and " " not in path):
                 problems.append(Problem(f"{where}.{key}", shown(path), "is no path", "begin it with /"))
+        for key in CHECK_TIMES:
+            value = service.get(key, 1)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                remedy = "give a whole number of at least 1"
+                problems.append(Problem(f"{where}.{key}", shown(value), "is out of range", remedy))
     return problems
 
 

@@ -42,7 +42,9 @@ FAILOVER_DEFAULTS: dict[str, Any] = {
     "websocket_timeout": 3600,
 }
 # What the balancer does beside the routes.
-GENERAL_DEFAULTS: dict[str, Any] = {"acme": "", "exempt": []}
+GENERAL_DEFAULTS: dict[str, Any] = {"acme": "", "acme_port": 8402, "exempt": []}
+# The group of the hosts that answer for the same names.
+BALANCERS = "lb"
 HEADER_DEFAULTS: dict[str, str] = {
     "Referrer-Policy": "strict-origin-when-cross-origin",
     "Strict-Transport-Security": "max-age=31536000; includeSubDomains",
@@ -68,6 +70,8 @@ KNOWN_CIPHERS = frozenset(CIPHER_DEFAULTS) | {
 STICKY = ("cookie", "hash", "ip_hash")
 BALANCES = (*STICKY, "least_conn", "round_robin")
 SERVICE_PATHS = ("health", "ready")
+# A service may say for itself how HAProxy asks its servers; lb_defaults hold for the others.
+CHECK_TIMES = ("check_interval", "check_fall", "check_rise")
 TIMEOUTS = ("timeout_connect", "timeout_send", "timeout_read")
 COUNTS = ("burst", "cache", "connections")
 SWITCHES = ("buffering", "gzip", "strip_prefix", "websocket")
@@ -75,6 +79,8 @@ SWITCHES = ("buffering", "gzip", "strip_prefix", "websocket")
 BUFFER_MAX = 16 * 1024
 OWN_HEALTH = "/lb-health"
 HEALTH_TIMEOUT = 2
+# Sources of a certificate that is named after its site.
+OWN_CERTIFICATES = ("acme", "fleet")
 # Files of the certificate directory that belong to no site.
 TAKEN_NAMES = ("ca", "host")
 
@@ -86,7 +92,8 @@ _SLUG = re.compile(r"[^A-Za-z0-9]+")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]+\Z")
 # Both configuration languages give these characters a meaning of their own inside a quoted value.
 _HEADER_VALUE = re.compile(r"[^\x00-\x1f\x7f\"\\$]*\Z")
-_ENDPOINT = re.compile(r"([0-9.]+|\[[0-9a-f:]+\]|[a-z0-9.-]+):[1-9]\d{0,4}\Z")
+# No name: a balancer whose names do not resolve does not start.
+_ENDPOINT = re.compile(r"(\d+(\.\d+){3}|\[[0-9a-f:]+\]):[1-9]\d{0,4}\Z")
 _RATE = re.compile(r"([1-9]\d{0,5})/([sm])\Z")
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?\Z")
 _FOLDER = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+/?\Z")
@@ -127,7 +134,10 @@ class _Builder:
         self.unknown_keys("lb_defaults", defaults, _DEFAULT_KEYS)
         self.acme = str(defaults.get("acme") or "")
         if self.acme and not _ENDPOINT.match(self.acme):
-            self.bad("lb_defaults.acme", self.acme, "is no address with a port", "give 127.0.0.1:8402")
+            self.bad("lb_defaults.acme", self.acme, "is no IP address with a port", "give one such as 127.0.0.1:8402")
+        self.acme_port = self.number(
+            "lb_defaults.acme_port", defaults.get("acme_port", GENERAL_DEFAULTS["acme_port"]), least=1
+        )
         self.exempt = self.networks("lb_defaults.exempt", defaults.get("exempt") or [])
         self.plain_settings = {
             **{key: self.route_defaults[key] for key in ("balance", "buffering", "cache", "gzip", *TIMEOUTS)},
@@ -227,6 +237,8 @@ class _Builder:
         for key in SERVICE_PATHS:
             if service.get(key) is not None and not _PATH.match(str(service[key])):
                 self.bad(f"{where}.{key}", service[key], "is no plain path", "begin it with /")
+        for key in sorted(set(CHECK_TIMES) & set(service)):
+            self.number(f"{where}.{key}", service[key], least=1)
         if len(self.problems) > before:
             return None
         self.members[name] = [
@@ -383,7 +395,9 @@ class _Builder:
             self.bad(f"{where}.name", given.get("name"), "is no name for a site", "use small letters, digits, - and _")
         certificate = str(given.get("certificate", "host"))
         if not _NAME.match(certificate):
-            self.bad(f"{where}.certificate", certificate, "is no name of a certificate", "give fleet, host or a name")
+            self.bad(
+                f"{where}.certificate", certificate, "is no name of a certificate", "give acme, fleet, host or a name"
+            )
         hosts = self.hosts(f"{where}.hosts", given.get("hosts"))
         routes: list[dict[str, Any]] = []
         for here, entry in self.entries(f"{where}.routes", given.get("routes"), "{path: /, service: api}"):
@@ -403,9 +417,23 @@ class _Builder:
             "name": name,
             "hosts": hosts,
             "cors": self.origins(f"{where}.cors", given.get("cors") or []),
-            "certificate": name if certificate == "fleet" else certificate,
+            "certificate": name if certificate in OWN_CERTIFICATES else certificate,
             "routes": ordered,
         }
+
+    def challenges(self, sites: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Who may have the answer to an ACME challenge: what the inventory says, else every balancer's certbot.
+
+        Whichever balancer the authority asks has to find the one that asked for the certificate.
+        """
+        if self.acme:
+            return [self.acme]
+        if not any(site.get("certificate") == "acme" for site in sites):
+            return []
+        return [
+            _endpoint(_address(host, self.hostvars.get(host) or {}), self.acme_port)
+            for host in self.groups.get(BALANCERS, ())
+        ]
 
     @staticmethod
     def unique(name: str, taken: set[str]) -> str:
@@ -431,7 +459,8 @@ class _Builder:
         if "root" in route:
             return
         service, balance, path = route["service"], route["balance"], route["path"]
-        ready = self.services[service].get("ready") or self.services[service].get("health")
+        said = self.services[service]
+        ready = said.get("ready") or said.get("health")
         check = {"path": str(ready), "host": host} if ready else {}
         shared = {"service": service, "balance": balance, "members": route.pop("members"), "check": check}
         route["upstream"] = self.upstream(shared, balance)
@@ -457,6 +486,7 @@ class _Builder:
                 "name": name,
                 "settings": settings,
                 **shared,
+                "check_times": {key: said.get(key, self.failover[key]) for key in CHECK_TIMES},
                 "track": next((other["name"] for other in self.backends if other["service"] == service), ""),
             }
         )
@@ -496,7 +526,7 @@ def build_model(
         "upstreams": list(builder.upstreams.values()),
         "backends": builder.backends,
         "failover": builder.failover,
-        "acme": builder.acme,
+        "acme": builder.challenges([site for _where, site in found]),
         "exempt": builder.exempt,
         "headers": {name: str(chosen_headers[name]) for name in sorted(chosen_headers) if chosen_headers[name]},
         "hidden_headers": sorted(chosen_headers),

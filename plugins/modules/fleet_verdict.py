@@ -18,8 +18,9 @@ description:
   - A host of the play that was not reachable, whose checks could not run, or that has no result counts as a failure.
   - Beside the hosts' own checks it judges rules across hosts. A rule on a group of which the play leaves out a host is
     not judged, and the table says so.
-  - Balancers must see the same servers as healthy, and no clock may be off from the controller's by more than
-    O(clock_bound). Both need nothing but the checks that the roles announce.
+  - Balancers must see the same servers as healthy, an address that they share must be held by exactly one of them, and
+    no clock may be off from the controller's by more than O(clock_bound). All of it needs nothing but the checks that
+    the roles announce.
 options:
   results:
     description: The variable in which each host has registered its result.
@@ -72,7 +73,8 @@ options:
     elements: str
     default: []
   same_certificate:
-    description: Groups in which checks of type C(tls) of one name must have seen one certificate.
+    description: >-
+      Groups in which checks of type C(tls) of one name must have seen one certificate, save those that say C(own).
     type: list
     elements: str
     default: []

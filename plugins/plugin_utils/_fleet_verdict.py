@@ -235,6 +235,9 @@ def judge(hosts: Sequence[Host], rules: Rules, baseline: Mapping[str, Any] | Non
     elif database:
         unjudged.append("replication")
     found += _balancers(hosts)
+    holders, left_out = _holders(known)
+    found += holders
+    unjudged += left_out
     for name, key, groups in (
         ("versions", "version", rules.same_version),
         ("certificates", "sha256", rules.same_certificate),
@@ -324,6 +327,29 @@ def _balancers(hosts: Sequence[Host]) -> list[Finding]:
     watchers = sorted({name for view in shared.values() for name in view})
     words = f"{', '.join(watchers)} agree on {', '.join(sorted(shared))}"
     return [Finding(CRIT if problems else OK, FLEET, "balancers", "; ".join(problems) or words)]
+
+
+def _holders(known: Mapping[str, Host]) -> tuple[list[Finding], list[str]]:
+    """Each address that hosts share is held by exactly one of them; second, what is not judged for want of sharers."""
+    views: dict[str, dict[str, bool]] = {}
+    sharers: dict[str, set[str]] = {}
+    for host in known.values():
+        for _check, data in host.data("floating"):
+            for address, here in data["held"].items():
+                views.setdefault(address, {})[host.name] = bool(here)
+                sharers.setdefault(address, set()).update(data["sharers"])
+    findings, unjudged = [], []
+    for address, view in sorted(views.items()):
+        title = f"holder of {address}"
+        if not sharers[address] <= set(known):
+            unjudged.append(title)
+            continue
+        holders = sorted(name for name, here in view.items() if here)
+        words = f"{', '.join(holders) or 'nobody'} of {', '.join(sorted(sharers[address]))}"
+        if silent := sorted(sharers[address] - set(view)):
+            words += f"; nothing is known of {', '.join(silent)}"
+        findings.append(Finding(OK if len(holders) == 1 else CRIT, FLEET, title, words))
+    return findings, unjudged
 
 
 def _same(name: str, key: str, group: str, members: Sequence[Host]) -> list[Finding]:

@@ -121,10 +121,9 @@ def test_all_that_is_wrong_is_said_at_once(copy: Path) -> None:
     assert "Lay the foundation" not in output
 
 
-def expired_certificate() -> dict[str, str]:
+def given_certificate(end: datetime.datetime) -> dict[str, str]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "www.example.com")])
-    end = datetime.datetime(2001, 2, 3)
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), 1, end - datetime.timedelta(days=90), end)
         .sign(key, hashes.SHA256())
@@ -146,9 +145,18 @@ def test_a_front_door_that_cannot_work_is_refused_before_any_change(copy: Path) 
     )
     platform = platform.replace("[10.20.0.10/24]", "[10.20.0.300, 10.20.0.11/24]")
     platform += "lb_tls_ciphers: [ECDHE-RSA-AES256-GCM-SHA512]\nkeepalived_interval: 0\nprometheus_port: 9100\n"
-    platform += yaml.safe_dump({"tls_certificates": [{"name": "bought", **expired_certificate()}]})
+    expired = given_certificate(datetime.datetime(2001, 2, 3))
+    other = given_certificate(datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=60))
+    certificates = [{"name": "bought", **expired}, {"name": "shop", **other}, {"name": "forgotten"}]
+    platform += yaml.safe_dump({"tls_certificates": certificates})
+    sites = [
+        f"  - {{name: {name}, hosts: [{host}], certificate: {certificate}, routes: [{{path: /, service: api}}]}}\n"
+        for name, host, certificate in (("shop", "shop.example.com", "shop"), ("again", "API.example.com", "host"))
+    ]
+    platform = platform.replace("\n# An address that belongs", "".join(sites) + "\n# An address that belongs")
     (copy / "group_vars/all/platform.yml").write_text(platform)
     hosts = (copy / "hosts.yml").read_text().replace("10.20.0.12, lb_type: nginx", "10.20.0.12, lb_type: haproxy")
+    hosts = hosts.replace("10.20.1.12", "api2.nowhere")
     (copy / "hosts.yml").write_text(hosts)
 
     status, output = play(copy, "-e", "preflight_offline=true nginx_http_port=443")
@@ -159,12 +167,16 @@ def test_a_front_door_that_cannot_work_is_refused_before_any_change(copy: Path) 
         "is routed twice in this site; remove one",
         "did you mean ECDHE-RSA-AES256-GCM-SHA384?",
         "nginx_https_port = 443: is the same as nginx_http_port",
-        "has a site whose certificate is neither host, fleet nor in tls_certificates",
+        "has a site whose certificate is neither host, fleet, acme nor in tls_certificates",
         "keepalived_addresses = '10.20.0.300': is no address; give one such as 10.20.0.10/24",
         "keepalived_addresses = '10.20.0.11/24': is lb1's own; give one that no host has",
         "keepalived_interval = 0: is out of range; give 0.1 to 10 seconds",
         "prometheus_port = 9100: is node_exporter_port of the same host too; change one of them",
         "tls_certificates[0]: the certificate expired on 2001-02-03T00:00:00Z; give its successor",
+        "tls_certificates[1]: the certificate does not cover shop.example.com (it carries no names)",
+        "tls_certificates[2] = 'forgotten': has no certificate; give certificate and private_key, or names",
+        "lb_sites[2].hosts = 'api.example.com': site api answers to it already; remove one",
+        "vmfleet_address = 'api2.nowhere': is the address of api2 and no IP address",
     ):
         assert expected in output, expected
     assert "Lay the foundation" not in output

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import glob
 import grp
+import ipaddress
 import json
 import os
 import pwd
@@ -268,6 +269,18 @@ def clock(check: Check, shared: Shared) -> Seen:
     return grade(check, abs(offset), " s", f"{offset:+.3f} s from {check['server']}", data=data)
 
 
+def floating(check: Check, shared: Shared) -> Seen:
+    """Which of the addresses that several hosts share this one holds; the fleet's verdict counts the holders."""
+    outcome = run(["ip", "-json", "address", "show"], timeout=check.timeout)
+    if outcome.rc:
+        raise CannotTell(f"ip: {outcome.stderr.strip()[-200:]}")
+    own = {ipaddress.ip_address(entry["local"]) for link in json.loads(outcome.stdout) for entry in link["addr_info"]}
+    held = {text: ipaddress.ip_interface(text).ip in own for text in map(str, check["addresses"])}
+    words = ", ".join(address for address, here in held.items() if here)
+    data = {"held": held, "sharers": [str(name) for name in check["sharers"]]}
+    return Seen(f"holds {words}" if words else f"stands by for {', '.join(held)}", data=data)
+
+
 def _moment(value: Any) -> float:
     if isinstance(value, (int, float)):
         return float(value)
@@ -358,6 +371,10 @@ TYPES = (
         "port": Key("int", "Its port.", 123),
         "synchronized": Key("bool", "Whether the host must say that its clock is synchronised.", False),
     }, "The clock; the fleet's verdict compares hosts. Thresholds: offset from the server in seconds."),
+    CheckType("floating", floating, {
+        "addresses": Key("list", "The addresses, with or without the length of their network.", required=True),
+        "sharers": Key("list", "The inventory's names of all hosts that share them.", required=True),
+    }, "Addresses that hosts share, kept by one of them; the fleet's verdict counts who has them."),
     CheckType("backup", backup, {
         "status": Key("str", "A JSON file with finished, verified (ISO 8601 or seconds), size, failed."),
         "path": Key("str", "A pattern for the backup's files instead."),

@@ -88,6 +88,7 @@ def test_flows(flows: Any, expected: str) -> None:
         ({"port": 8082}, "vmfleet_services.ws.port = 8082: is the port of api on api1 too; give another port"),
         ({"health": "health"}, "vmfleet_services.api.health = 'health': is no path"),
         ({"helth": "/health"}, "did you mean health?"),
+        ({"check_interval": "5s"}, "vmfleet_services.api.check_interval = '5s': is out of range"),
     ],
 )
 def test_services(change: dict[str, Any], expected: str) -> None:

@@ -193,6 +193,37 @@ def test_certificates_of_a_group_are_the_same() -> None:
     assert judge(hosts[:1], rules).healthy
 
 
+def sharer(name: str, *held: str, of: tuple[str, ...] = ("lb1", "lb2")) -> Host:
+    view = {address: address in held for address in ("10.0.0.9/24", "fd00::9/64")}
+    data = {"held": view, "sharers": list(of)}
+    return host(name, check("shared addresses", type="floating", role="keepalived", data=data))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "state", "words"),
+    [
+        (("10.0.0.9/24",), (), "ok", "lb1 of lb1, lb2"),
+        ((), (), "crit", "nobody of lb1, lb2"),
+        (("10.0.0.9/24",), ("10.0.0.9/24",), "crit", "lb1, lb2 of lb1, lb2"),
+    ],
+)
+def test_a_shared_address_has_one_holder(
+    first: tuple[str, ...], second: tuple[str, ...], state: str, words: str
+) -> None:
+    others = ("fd00::9/64",)
+    verdict = judge([sharer("lb1", *first, *others), sharer("lb2", *second)], Rules())
+    finding = the(verdict, "holder of 10.0.0.9/24")
+    assert (finding.state, finding.message) == (state, words)
+    assert the(verdict, "holder of fd00::9/64").state == "ok"
+
+
+def test_a_holder_is_looked_for_among_all_that_share() -> None:
+    verdict = judge([sharer("lb2")], Rules())
+    assert verdict.unjudged == ["holder of 10.0.0.9/24", "holder of fd00::9/64"] and verdict.healthy
+    silent = judge([sharer("lb1"), read_host("lb2", None)], Rules())
+    assert the(silent, "holder of 10").message == "nobody of lb1, lb2; nothing is known of lb2"
+
+
 @pytest.mark.parametrize(("time", "state"), [(100.5, "ok"), (98.5, "ok"), (97.0, "crit"), (103.5, "crit")])
 def test_a_clock_is_wrong_only_beyond_doubt(time: float, state: str) -> None:
     verdict = judge([host("a", check("clock", type="clock", data={"time": time}))], Rules(clock_bound=2.0))

@@ -144,6 +144,14 @@ def test_a_service_without_a_path_has_no_http_check() -> None:
     assert backend["check"] == {}
 
 
+def test_a_service_may_say_how_often_it_is_asked() -> None:
+    services = {**SERVICES, "ws": {**SERVICES["ws"], "check_interval": 10, "check_fall": 2}}
+    built = lb.build_model([SITE], services, GROUPS, HOSTVARS, {"check_interval": 5, "check_rise": 3})
+    times = {entry["service"]: entry["check_times"] for entry in built["backends"]}
+    assert times["api"] == {"check_interval": 5, "check_fall": 3, "check_rise": 3}
+    assert times["ws"] == {"check_interval": 10, "check_fall": 2, "check_rise": 3}
+
+
 def test_an_empty_group_is_no_fault() -> None:
     built = model(site({"path": "/", "service": "nobody"}))
     assert built["backends"][0]["members"] == built["upstreams"][0]["members"] == []
@@ -154,7 +162,20 @@ def test_an_empty_group_is_no_fault() -> None:
 def test_certificates() -> None:
     assert model(site())["sites"][0]["certificate"] == "host"
     assert model(site(certificate="fleet"))["sites"][0]["certificate"] == "a"
+    assert model(site(certificate="acme"))["sites"][0]["certificate"] == "a"
     assert model(site(certificate="given"))["sites"][0]["certificate"] == "given"
+
+
+def test_every_balancer_may_have_the_answer_to_a_challenge() -> None:
+    groups = {**GROUPS, "lb": ["api1", "api3"]}
+
+    def acme(certificate: str, **defaults: Any) -> Any:
+        return lb.build_model([site(certificate=certificate)], SERVICES, groups, HOSTVARS, defaults)["acme"]
+
+    assert acme("fleet") == []
+    assert acme("acme") == ["10.0.0.1:8402", "[fd00::3]:8402"]
+    assert acme("acme", acme_port=9)[0] == "10.0.0.1:9"
+    assert acme("fleet", acme="10.9.9.9:80") == ["10.9.9.9:80"]
 
 
 def test_headers_add_to_the_built_in_ones() -> None:
@@ -235,6 +256,7 @@ def test_each_fault_is_named(sites: Any, expected: str) -> None:
         ({"group": "ap"}, "vmfleet_services.api.group = 'ap': is no group of the inventory"),
         ({"port": "8081"}, "vmfleet_services.api.port = '8081': is no port"),
         ({"ready": "ready now"}, "vmfleet_services.api.ready = 'ready now': is no plain path"),
+        ({"check_fall": 0}, "vmfleet_services.api.check_fall = 0: is out of range"),
     ],
 )
 def test_a_service_that_cannot_be_used_is_named(change: dict[str, Any], expected: str) -> None:
@@ -255,7 +277,9 @@ def test_a_service_that_cannot_be_used_is_named(change: dict[str, Any], expected
         ({"defaults": {"rate": "fast"}}, "lb_defaults.rate = 'fast': is no rate"),
         ({"defaults": {"connections": -1}}, "lb_defaults.connections = -1: is out of range"),
         ({"defaults": {"exempt": ["office"]}}, "lb_defaults.exempt = 'office': is no network"),
-        ({"defaults": {"acme": "8402"}}, "lb_defaults.acme = '8402': is no address with a port"),
+        ({"defaults": {"acme": "8402"}}, "lb_defaults.acme = '8402': is no IP address with a port"),
+        ({"defaults": {"acme": "ca.nowhere:8402"}}, "lb_defaults.acme = 'ca.nowhere:8402': is no IP address"),
+        ({"defaults": {"acme_port": -1}}, "lb_defaults.acme_port = -1: is out of range"),
         ({"headers": {"X-A": 'a"b'}}, "lb_headers.X-A"),
         ({"headers": {"X-A": "a\r\nSet-Cookie: b"}}, "lb_headers.X-A"),
         ({"headers": {"X A": "a"}}, "lb_headers.X A"),
