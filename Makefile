@@ -14,7 +14,7 @@ demo: bootstrap ## a local fleet, the whole site on it, a verdict
 	@scripts/fleet image
 	@scripts/fleet up
 	@$(PLAYBOOK) playbooks/site.yml || { echo 'The site failed; see above. "make demo" goes on where it stopped.' >&2; exit 1; }
-	@scripts/demo-verdict
+	@$(PLAYBOOK) playbooks/verify.yml -e verify_wait=40; verdict=$$?; scripts/fleet guide; exit $$verdict
 
 demo-down: ## take the local fleet away
 	@scripts/bootstrap --no-docker
@@ -23,8 +23,8 @@ demo-down: ## take the local fleet away
 site: ## the site again on the standing local fleet (ARGS="--check --diff --limit lb1")
 	@$(PLAYBOOK) playbooks/site.yml $(ARGS)
 
-verify: ## prove that the standing local fleet is healthy
-	@scripts/demo-verdict
+verify: ## prove that the standing local fleet is healthy; its page is .fleet/*/verdict/report.html
+	@$(PLAYBOOK) playbooks/verify.yml $(ARGS)
 
 test: bootstrap ## everything that must hold
 	@scripts/fleet image --release all

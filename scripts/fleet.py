@@ -576,6 +576,29 @@ def command_ssh(fleet: Settings, arguments: argparse.Namespace) -> None:
     os.execvp("ssh", ssh_command(fleet, fleet.address(number_of(present[arguments.name])), *arguments.command))
 
 
+def command_guide(fleet: Settings, arguments: argparse.Namespace) -> None:
+    """Says what to open and type next; the commands reach this fleet, also when it is not the default one."""
+    inventory = read_inventory(ROOT / "inventories" / "local", RELEASES[0])
+    address = {host.name: fleet.address(host.number) for host in inventory}
+    chosen = [f"{name}={os.environ[name]}" for name in ("VMFLEET_PREFIX", "VMFLEET_SUBNET") if os.environ.get(name)]
+    prefix = "".join(f"{setting} " for setting in chosen)
+    state, site = os.path.relpath(fleet.state), "api.supernova.test"
+    resolve = f"{site}:443:{address['lb1']}"
+    entries = {
+        f"open {state}/verdict/report.html": "what was checked, and the last runs",
+        f"open http://{address['mon1']}:9090/targets": "Prometheus",
+        f"curl --cacert {state}/pki/ca.crt --resolve {resolve} https://{site}/whoami": "",
+        f"{prefix}scripts/fleet ssh db1": "",
+        f"{prefix}make site": 'the site again: nothing changes (ARGS="--check --diff --limit lb1")',
+        f"{prefix}make verify": "the verdict again",
+        f"{prefix}make demo-down": "take it all away",
+    }
+    width = max(len(command) for command, words in entries.items() if words)
+    print("Next:")
+    for command, words in entries.items():
+        print(f"  {command:<{width}}  {words}".rstrip())
+
+
 # --- command line ----------------------------------------------------------------------------------------------------
 
 EXAMPLES = """
@@ -622,6 +645,9 @@ def parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="show what stands")
     status.set_defaults(run=command_status)
+
+    guide = commands.add_parser("guide", help="say what to open and type next on the local fleet")
+    guide.set_defaults(run=command_guide)
 
     ssh = commands.add_parser("ssh", help="log in to a host, or run a command there")
     ssh.add_argument("name")

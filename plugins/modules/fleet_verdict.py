@@ -2,8 +2,6 @@
 # Copyright (c) vmfleet.ops maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 
-# This is the documentation of the action plugin of the same name.
-
 # This is the documentation of the action plugin of the same name; it runs on the controller.
 
 from __future__ import annotations
@@ -15,7 +13,8 @@ short_description: Judge a fleet by what its hosts say of their health
 version_added: 0.1.0
 description:
   - Gathers what M(vmfleet.ops.health) has returned on the hosts of the play, prints a table, writes reports, and fails
-    when the fleet is not healthy. It runs on the controller, once for all hosts, and contacts none of them.
+    when the fleet is not healthy. It runs on the controller, once for all hosts, and contacts none of them but by
+    O(checks).
   - A host of the play that was not reachable, whose checks could not run, or that has no result counts as a failure.
   - Beside the hosts' own checks it judges rules across hosts. A rule on a group of which the play leaves out a host is
     not judged, and the table says so.
@@ -27,6 +26,18 @@ options:
     description: The variable in which each host has registered its result.
     type: str
     default: vmfleet_health
+  checks:
+    description:
+      - Checks that the controller makes itself, as the users of the platform see it; their types and keys are those of
+        M(vmfleet.ops.health). In the verdict they stand beside the hosts under the name C(outside). Those of the sites
+        come from P(vmfleet.ops.outside_checks#filter).
+    type: list
+    elements: dict
+    default: []
+  wait:
+    description: Seconds during which such checks are tried again when they are not good.
+    type: float
+    default: 0.0
   quorum:
     description:
       - So many of a group must be well. As long as that holds, what fails on the others only warns.
@@ -77,7 +88,11 @@ options:
         count, so that old faults do not blame a change.
     type: path
   report:
-    description: Folder on the controller for C(verdict.json) and C(junit.xml), written before the task fails.
+    description:
+      - Folder on the controller for the reports, written before the task fails - C(report.html), one page for people,
+        C(verdict.json), C(junit.xml), and C(verdict.prom) for a textfile collector of Prometheus.
+      - The last 30 runs that wrote to this folder are kept in C(history.json) there, and shown on the page.
+      - Where the play may end before this task, the callback P(vmfleet.ops.fleet_verdict#callback) writes the reports.
     type: path
   fail:
     description: Whether the task fails when the fleet is not healthy. Without it the verdict is only returned.

@@ -16,6 +16,8 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._health.model import C
 ANSWERED, FAILED, UNREACHABLE, MISSING = "answered", "failed", "unreachable", "missing"
 BAD = (CRIT, UNKNOWN)
 FLEET = "fleet"
+# What the controller sees itself goes by this name, beside the hosts.
+OUTSIDE = "outside"
 # Less to worse; not as `worst` has it: here it matters whether something got worse than it was.
 RANK = {OK: 0, WARN: 1, UNKNOWN: 2, CRIT: 3}
 
@@ -106,6 +108,8 @@ class Rules:
     same_version: Mapping[str, Sequence[str]] = field(default_factory=dict)
     same_certificate: Mapping[str, Sequence[str]] = field(default_factory=dict)
     clock_bound: float = 2.0
+    # Why the play ended before its verdict; empty when it did not.
+    broken: str = ""
 
 
 @dataclass
@@ -155,10 +159,10 @@ def label(check: Mapping[str, Any]) -> str:
     return f"{check['role']}: {check['name']}" if check.get("role") else str(check["name"])
 
 
-def read_host(name: str, result: Mapping[str, Any] | None) -> Host:
-    """What a task of ``health`` has left; None when nothing was registered."""
+def read_host(name: str, result: Mapping[str, Any] | None, failure: str = "") -> Host:
+    """What a task of ``health`` has left; None when nothing was registered, because of ``failure`` if that is known."""
     if result is None:
-        return Host(name, MISSING, "there is no result of its checks")
+        return Host(name, MISSING, f"there is no result of its checks{failure and ': '}{failure}")
     if result.get("unreachable"):
         return Host(name, UNREACHABLE, str(result.get("msg") or "no connection"))
     checks = result.get("results")
@@ -215,7 +219,7 @@ def judge(hosts: Sequence[Host], rules: Rules, baseline: Mapping[str, Any] | Non
     if not hosts:
         raise VerdictError("there are no hosts, so nothing would be proven")
     known = {host.name: host for host in hosts}
-    found: list[Finding] = []
+    found = [Finding(CRIT, FLEET, "the run came to its verdict", rules.broken)] if rules.broken else []
     unjudged: list[str] = []
     tolerated: dict[tuple[str, str], str] = {}
     for quorum in rules.quorums:

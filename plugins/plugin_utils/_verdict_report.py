@@ -1,18 +1,32 @@
 # Copyright (c) vmfleet.ops maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A verdict for people and for programs: a table for the terminal, JUnit for what runs pipelines."""
+"""A verdict for people and for programs: a table for the terminal, and files for all others."""
 
 from __future__ import annotations
 
+import datetime
+import json
+import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from ansible_collections.vmfleet.ops.plugins.module_utils._health.cli import (
+    CODE_WORDS,
+    CODES,
+    exposition,
+    labels,
+    told,
+)
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.judge import summarise
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.model import CRIT, OK, STATES, UNKNOWN, WARN
 
-from ._fleet_verdict import ANSWERED, FLEET, Finding, Host, Verdict, label
+from ._fleet_verdict import ANSWERED, FLEET, Finding, Host, Verdict, VerdictError, label
+from ._report_page import page, remember
+
+HISTORY = "history.json"
 
 # Characters that XML 1.0 section 2.2 does not allow.
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -115,3 +129,67 @@ def _suite(root: ElementTree.Element, host: Host, states: Mapping[tuple[str, str
         state = states.get(Finding("", host.name, label(check), "").key, check["state"])
         seconds = float(check.get("seconds") or 0)
         _case(suite, str(check["name"]), f"{host.name}.{check['role']}", state, str(check["message"]), seconds)
+
+
+def textfile(verdict: Verdict, when: float) -> str:
+    """Prometheus' text format, for a textfile collector. States count as they were judged, known ones as they are.
+
+    :param when: seconds since 1970.
+    """
+    judged = {finding.key: finding.state for finding in verdict.problems}
+    checks = [
+        (
+            labels({"host": host.name, **told(check, "role", "service", "type")}),
+            CODES[judged.get((host.name, label(check)), check["state"])],
+        )
+        for host in verdict.hosts
+        for check in host.checks
+    ]
+    return exposition("vmfleet_verdict", [
+        ("state", f"Verdict on the fleet: {CODE_WORDS}.", [("", CODES[verdict.state])]),
+        ("host_state", f"State of a host by itself: {CODE_WORDS}.",
+         [(labels({"host": host.name}), CODES[host.state]) for host in verdict.hosts]),
+        ("host_answered", "Whether a host has told of its checks.",
+         [(labels({"host": host.name}), int(host.reach == ANSWERED)) for host in verdict.hosts]),
+        ("check_state", f"State of a check: {CODE_WORDS}.", checks),
+        ("rule_state", f"State of a rule across hosts: {CODE_WORDS}.",
+         [(labels({"rule": finding.name}), CODES[finding.state]) for finding in verdict.rules]),
+        ("problems_known", "Problems that the baseline had too.",
+         [("", sum(finding.known for finding in verdict.problems))]),
+        ("timestamp_seconds", "When the verdict was given.", [("", round(when, 3))]),
+    ])  # fmt: skip
+
+
+def write_reports(folder: Path, verdict: Verdict) -> None:
+    """All reports, each put in place as a whole, and the history of the runs whose reports went to this folder.
+
+    :raises VerdictError: when they cannot be written.
+    """
+    now = datetime.datetime.now(datetime.timezone.utc)
+    time = now.isoformat("T", "seconds")
+    report = {"time": time, **verdict.as_data()}
+    try:
+        history = remember(_read_history(folder / HISTORY), report)
+        texts = {
+            "verdict.json": json.dumps(report, indent=2) + "\n",
+            "junit.xml": junit(verdict, time),
+            "verdict.prom": textfile(verdict, now.timestamp()),
+            "report.html": page(report, history),
+            HISTORY: json.dumps(history) + "\n",
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in texts.items():
+            temporary = folder / f".{name}.{os.getpid()}"
+            # Half of a surrogate pair, which a host may send in its JSON, is no UTF-8.
+            temporary.write_bytes(content.encode(errors="replace"))
+            temporary.replace(folder / name)
+    except OSError as error:
+        raise VerdictError(f"report: {folder}: {error}") from error
+
+
+def _read_history(path: Path) -> Any:
+    """What is there; a file that is no JSON is no reason to withhold a verdict, and begins anew."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None

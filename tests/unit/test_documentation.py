@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.vmfleet.ops.plugins.action import fleet_verdict as fleet_verdict_action
 from ansible_collections.vmfleet.ops.plugins.action import preflight as preflight_action
 from ansible_collections.vmfleet.ops.plugins.module_utils import _desired
 from ansible_collections.vmfleet.ops.plugins.modules import converge, fleet_verdict, preflight
+from ansible_collections.vmfleet.ops.plugins.plugin_utils import _verdict_play
 
 
 def told(options: Mapping[str, Any], nested: str) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def told(options: Mapping[str, Any], nested: str) -> dict[str, Any]:
     ("module", "spec"),
     [
         (converge, _desired.ARGUMENT_SPEC),
-        (fleet_verdict, fleet_verdict_action.ARGUMENT_SPEC),
+        (fleet_verdict, _verdict_play.ARGUMENT_SPEC),
         (preflight, preflight_action.ARGUMENT_SPEC),
     ],
     ids=["converge", "fleet_verdict", "preflight"],

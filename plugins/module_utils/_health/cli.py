@@ -26,8 +26,9 @@ PERFDATA_UNITS = {" %": "%", " s": "s", " ms": "ms", " B": "B"}
 NOT_WRITTEN = 73
 
 
+CODE_WORDS = ", ".join(f"{code} {state}" for state, code in CODES.items())
 # Labels as they are printed, with a value.
-_Samples = list[tuple[str, float]]
+Samples = Sequence[tuple[str, float]]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,29 +98,37 @@ def _perfdata(outcome: Mapping[str, Any]) -> list[str]:
 
 def metrics(outcome: Mapping[str, Any], now: float) -> str:
     """Prometheus' text format. Everybody on the host may read it, so nothing of what the checks saw is in it."""
-    states: _Samples = [
-        (_labels(entry, "role", "service", "type"), CODES[entry["state"]]) for entry in outcome["results"]
-    ]
-    durations: _Samples = [(_labels(entry, "role"), entry["seconds"]) for entry in outcome["results"]]
-    counts: _Samples = [(f'{{state="{state}"}}', number) for state, number in outcome["counts"].items()]
-    families: list[tuple[str, str, _Samples]] = [
-        ("state", "Verdict on the host: 0 ok, 1 warn, 2 crit, 3 unknown.", [("", CODES[outcome["verdict"]])]),
+    results = outcome["results"]
+    states: Samples = [(labels(told(entry, "role", "service", "type")), CODES[entry["state"]]) for entry in results]
+    durations: Samples = [(labels(told(entry, "role")), entry["seconds"]) for entry in results]
+    counts: Samples = [(labels({"state": state}), number) for state, number in outcome["counts"].items()]
+    return exposition("vmfleet_health", [
+        ("state", f"Verdict on the host: {CODE_WORDS}.", [("", CODES[outcome["verdict"]])]),
         ("checks", "Number of checks by state.", counts),
-        ("check_state", "State of a check: 0 ok, 1 warn, 2 crit, 3 unknown.", states),
+        ("check_state", f"State of a check: {CODE_WORDS}.", states),
         ("check_duration_seconds", "Time until the state of a check was known.", durations),
         ("run_duration_seconds", "Time that the last run took.", [("", outcome["seconds"])]),
         ("last_run_timestamp_seconds", "When the last run ended.", [("", round(now, 3))]),
-    ]
+    ])  # fmt: skip
+
+
+def exposition(prefix: str, families: Sequence[tuple[str, str, Samples]]) -> str:
+    """Gauges in Prometheus' text format: name, meaning, samples; a family without samples is left out."""
     lines = []
     for name, meaning, samples in families:
         if samples:
-            lines += [f"# HELP vmfleet_health_{name} {meaning}", f"# TYPE vmfleet_health_{name} gauge"]
-            lines += [f"vmfleet_health_{name}{labels} {value!r}" for labels, value in samples]
+            lines += [f"# HELP {prefix}_{name} {meaning}", f"# TYPE {prefix}_{name} gauge"]
+            lines += [f"{prefix}_{name}{labelled} {value!r}" for labelled, value in samples]
     return "\n".join(lines) + "\n"
 
 
-def _labels(entry: Mapping[str, Any], *names: str) -> str:
-    pairs = {"check": entry["name"], **{name: entry[name] for name in names}}
+def told(entry: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """What the labels of a check say."""
+    return {"check": entry["name"], **{name: entry[name] for name in names}}
+
+
+def labels(pairs: Mapping[str, Any]) -> str:
+    """Labels as they are printed."""
     escaped = {
         name: str(value).replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"') for name, value in pairs.items()
     }

@@ -1,25 +1,28 @@
 # Copyright (c) vmfleet.ops maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Checks over the network: tcp, http with its phases, tls, dns."""
+"""Checks over the network: tcp, http with its phases, websocket, tls, dns."""
 
 from __future__ import annotations
 
+import base64
 import datetime
 import hashlib
 import http.client
 import json
+import os
 import re
 import socket
 import ssl
 import time
 import urllib.parse
-from typing import Any
+from typing import IO, Any
 
 from .._host import run
 from .model import CannotTell, Check, CheckFailed, CheckType, Key, Seen, grade, matches
 from .shared import Shared
 
 BODY_LIMIT = 1 << 20
+WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 REDIRECTS = (301, 302, 303, 307, 308)
 TLS_KEYS = {
     "ca": Key("str", "File of the authority to trust instead of the system's."),
@@ -74,6 +77,8 @@ def wrap(check: Check, raw: socket.socket, name: str, alpn: list[str] | None = N
 
 def tcp(check: Check, shared: Shared) -> Seen:
     started = time.monotonic()
+    if check["closed"]:
+        return _nobody_answers(check)
     connection = connect(check["host"], check["port"], check.timeout)
     milliseconds = (time.monotonic() - started) * 1000
     words = f"{check['host']}:{check['port']} accepts connections"
@@ -92,6 +97,17 @@ def tcp(check: Check, shared: Shared) -> Seen:
         except OSError as error:
             raise CheckFailed(f"{words}, but: {error}") from error
     return grade(check, round(milliseconds, 2), " ms", words)
+
+
+def _nobody_answers(check: Check) -> Seen:
+    where = f"{check['host']}:{check['port']}"
+    try:
+        socket.create_connection((check["host"], check["port"]), timeout=check.timeout).close()
+    except socket.gaierror as error:
+        raise CannotTell(f"{where}: {error}") from error
+    except OSError:
+        return Seen(f"{where} lets nobody in")
+    raise CheckFailed(f"{where} accepts connections, and should not from here")
 
 
 def select(document: Any, expression: str) -> Any:
@@ -216,6 +232,74 @@ def _offers_http2(check: Check, url: str) -> None:
             raise CheckFailed(f"{url}: HTTP/2 is not offered")
 
 
+def websocket(check: Check, shared: Shared) -> Seen:
+    """An upgrade, and what comes back for a message: RFC 6455, sections 4.1 and 5."""
+    started = time.monotonic()
+    parts = urllib.parse.urlsplit(check["url"])
+    secure = parts.scheme == "wss"
+    name = str(check["host_header"] or parts.hostname)
+    key = base64.b64encode(os.urandom(16))
+    lines = [
+        f"GET {parts.path or '/'}{parts.query and '?'}{parts.query} HTTP/1.1",
+        f"Host: {check['host_header'] or parts.netloc}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Key: {key.decode()}",
+        "Sec-WebSocket-Version: 13",
+        *(f"{header}: {value}" for header, value in check["headers"].items()),
+    ]
+    connection = connect(parts.hostname or "", parts.port or (443 if secure else 80), check.timeout)
+    if secure:
+        connection = wrap(check, connection, name.partition(":")[0])
+    try:
+        with connection, connection.makefile("rb") as stream:
+            connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+            status = stream.readline(4096).decode(errors="replace").strip()
+            if " 101 " not in f"{status} ":
+                raise CheckFailed(f"{check['url']}: no upgrade: {status or 'the connection ended'}")
+            headers = http.client.parse_headers(stream)
+            proof = base64.b64encode(hashlib.sha1(key + WEBSOCKET_GUID).digest()).decode()  # noqa: S324 - as the RFC has it
+            if headers.get("Sec-WebSocket-Accept") != proof:
+                raise CheckFailed(f"{check['url']}: the upgrade does not answer our key")
+            words = f"{check['url']}: upgraded"
+            if check["send"] is not None:
+                connection.sendall(_frame(check["send"].encode()))
+            if check["expect"] is not None:
+                seen = _message(stream)
+                if not re.search(check["expect"], seen):
+                    raise CheckFailed(f"{words}, but answers {seen[:100]!r}")
+                words += ", and answers as wanted"
+    except socket.timeout as error:
+        raise CheckFailed(f"{check['url']}: no answer within {check.timeout:g} s") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise CheckFailed(f"{check['url']}: {error or type(error).__name__}") from error
+    return grade(check, round((time.monotonic() - started) * 1000, 2), " ms", words)
+
+
+def _frame(message: bytes) -> bytes:
+    """A text message in one frame, masked as those of clients are."""
+    size = bytes([0x80 | len(message)]) if len(message) < 126 else b"\xfe" + len(message).to_bytes(2, "big")
+    mask = os.urandom(4)
+    return b"\x81" + size + mask + bytes(byte ^ mask[index % 4] for index, byte in enumerate(message))
+
+
+def _message(stream: IO[bytes]) -> str:
+    """The first message of one frame; what keeps a connection alive is passed over.
+
+    :raises CheckFailed: when the connection ends before it.
+    """
+    while True:
+        head = stream.read(2)
+        if len(head) < 2 or head[0] & 15 == 8:
+            raise CheckFailed("upgraded, but the connection ends without an answer")
+        length = head[1] & 127
+        if length > 125:
+            length = int.from_bytes(stream.read(2 if length == 126 else 8), "big")
+        content = stream.read(min(length, BODY_LIMIT))
+        if head[0] & 15 in (1, 2):
+            return content.decode(errors="replace")
+
+
 def _certificate_of(pem: str, timeout: float) -> tuple[float, list[str]]:
     """End of validity (seconds since 1970) and names, as openssl reads them."""
     ended = run(
@@ -325,6 +409,8 @@ TYPES = (
         "port": Key("int", "The port.", required=True),
         "send": Key("str", "What to send."),
         "expect": Key("str", "Regular expression for what must come."),
+        "closed": Key("bool", "Whether nobody may answer, as behind a firewall; one try then takes up to the timeout.",
+                      False),
     }, "A connection. Thresholds: milliseconds until it stands.", target=("host", "port")),
     CheckType("http", http_check, {
         "url": Key("str", "What to ask for.", required=True),
@@ -340,6 +426,14 @@ TYPES = (
         "http2": Key("bool", "Whether the server must also offer HTTP/2 (by ALPN).", False),
         **TLS_KEYS,
     }, "A request, with dns, connect, tls, first_byte, transfer in ms. Thresholds: their sum.", target=("url",)),
+    CheckType("websocket", websocket, {
+        "url": Key("str", "What to ask for: ws:// or wss://.", required=True),
+        "headers": Key("dict", "Headers to send.", {}),
+        "host_header": Key("str", "The site to ask for, where url has an address; also the name in TLS."),
+        "send": Key("str", "A message to send."),
+        "expect": Key("str", "Regular expression for the message that must come."),
+        **TLS_KEYS,
+    }, "An upgrade, and an answer. Thresholds: milliseconds until then.", target=("url",)),
     CheckType("tls", tls, {
         "host": Key("str", "Address or name.", "127.0.0.1"),
         "port": Key("int", "The port."),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import xml.etree.ElementTree as ElementTree
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,16 @@ from ansible_collections.vmfleet.ops.plugins.plugin_utils._fleet_verdict import 
     make_quorums,
     read_host,
 )
-from ansible_collections.vmfleet.ops.plugins.plugin_utils._verdict_report import junit, summary, table
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._report_page import RUNS, page, plot, remember, trend
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._verdict_play import look_from_outside
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._verdict_report import (
+    junit,
+    summary,
+    table,
+    textfile,
+    write_reports,
+)
+from junitparser import Error, Failure, JUnitXml
 
 GROUPS = {"app": ["api1", "api2", "api3"]}
 ZONES = {"api1": "a", "api2": "b", "api3": "b"}
@@ -261,19 +271,107 @@ class TestReports:
         assert "crit     api2: the host answers: no route to host" in lines
 
     def test_junit_is_what_parsers_expect(self) -> None:
-        root = ElementTree.fromstring(junit(judge(self.HOSTS, quorum("2")), "2026-11-24T12:00:00+00:00"))
-        assert {key: root.get(key) for key in ("tests", "failures", "errors")} == {
-            "tests": "6",
-            "failures": "3",
-            "errors": "1",
-        }
-        suites = {suite.get("name"): suite for suite in root}
+        text = junit(judge(self.HOSTS, quorum("2")), "2026-11-24T12:00:00+00:00")
+        report = JUnitXml.fromstring(text.encode())
+        assert (report.tests, report.failures, report.errors) == (6, 3, 1)
+        suites = {suite.name: suite for suite in report}
         assert list(suites) == ["api1", "api2", "api3", "fleet"]
-        (failure,) = suites["api1"].iter("failure")
-        assert (failure.get("message"), failure.get("type")) == ("a <b>? & c is crit", "crit")
-        assert suites["api1"].get("time") == "0.300"
+        outcomes = {case.name: case.result for case in suites["api1"]}
+        ((name, (failure,)),) = [(name, found) for name, found in outcomes.items() if "<b>" in name]
+        assert name == "a <b>? & c" and isinstance(failure, Failure)
+        assert (failure.message, failure.type) == ("a <b>? & c is crit", "crit")
+        assert outcomes["slow"] == [] and isinstance(outcomes["odd"][0], Error)
+        assert suites["api1"].time == pytest.approx(0.3)
+        # What it counts is what its own sums say.
+        before = (report.tests, report.failures, report.errors)
+        report.update_statistics()  # type: ignore[no-untyped-call]
+        assert (report.tests, report.failures, report.errors) == before
 
     def test_junit_passes_what_was_known(self) -> None:
         baseline = judge(self.HOSTS, Rules()).as_data()
-        root = ElementTree.fromstring(junit(judge(self.HOSTS, Rules(), baseline), "2026-11-24T12:00:00+00:00"))
-        assert (root.get("failures"), root.get("errors")) == ("0", "0")
+        text = junit(judge(self.HOSTS, Rules(), baseline), "2026-11-24T12:00:00+00:00")
+        report = JUnitXml.fromstring(text.encode())
+        assert (report.tests, report.failures, report.errors) == (5, 0, 0)
+
+    def test_the_textfile_tells_states_and_nothing_of_what_was_seen(self) -> None:
+        text = textfile(judge(self.HOSTS, quorum("2")), 1.5)
+        assert "vmfleet_verdict_state 2\n" in text and "vmfleet_verdict_timestamp_seconds 1.5\n" in text
+        assert 'vmfleet_verdict_host_answered{host="api2"} 0\n' in text
+        assert (
+            'vmfleet_verdict_check_state{host="api1",check="odd",role="app",service="app",type="systemd"} 3\n' in text
+        )
+        assert 'vmfleet_verdict_rule_state{rule="at least 2 of app well"} 2\n' in text
+        assert "is crit" not in text and "no route" not in text
+        assert all(re.fullmatch(r"# .*|vmfleet_\w+({.*})? [0-9.]+", line) for line in text.splitlines())
+
+    def test_all_of_them_are_written_and_the_last_runs_are_kept(self, tmp_path: Path) -> None:
+        folder = tmp_path / "new" / "reports"
+        for run in range(RUNS + 2):
+            write_reports(folder, judge(self.HOSTS[2:] if run else self.HOSTS, Rules()))
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "history.json", "junit.xml", "report.html", "verdict.json", "verdict.prom",
+        ]  # fmt: skip
+        runs = json.loads((folder / "history.json").read_text())["runs"]
+        assert [run["verdict"] for run in runs] == ["ok"] * RUNS
+        (folder / "history.json").write_text('{"format": 1, "runs": [{"time": 1}, 7')
+        write_reports(folder, judge(self.HOSTS, Rules()))
+        (run,) = json.loads((folder / "history.json").read_text())["runs"]
+        assert run["hosts"] == {"api1": "crit", "api2": "crit", "api3": "ok"}
+        assert "api2: the host answers" in run["problems"]
+        with pytest.raises(VerdictError, match=r"report: .*history\.json: .*Not a directory"):
+            write_reports(folder / "history.json", judge(self.HOSTS, Rules()))
+
+
+class TestPage:
+    """Its behaviour in a browser is for tests/integration/test_report_page.py."""
+
+    def report(self, *hosts: Host, **more: Any) -> dict[str, Any]:
+        return {"time": "2026-11-24T12:00:00+00:00", **judge(hosts, Rules()).as_data(), **more}
+
+    def test_it_needs_nothing_else(self) -> None:
+        report = self.report(host("a", check("<script>alert(1)</script>")))
+        text = page(report, remember(None, report))
+        # The one source is the empty icon.
+        assert re.findall(r"""(?:src|href)=["'](?!#)([^"']*)""", text) == ["data:,"]
+        assert not re.search("https?:|url[(]|@import", text)
+        assert text.count("<script") == 1 and "&lt;script&gt;alert(1)" in text
+
+    def test_a_plot_has_its_marks_in_order(self) -> None:
+        figures = {"p50": 2.0, "p95": 20.0, "p99": 150.0, "max": 200.0}
+        drawn = plot({"latency_ms": figures, "latencies_ms": [2.0, 20.0, 200.0, 0.0]})
+        assert list(drawn["marks"].values()) == sorted(drawn["marks"].values())
+        assert [words for _place, words in drawn["axis"]] == ["0.1", "1", "10", "100", "1000"]
+        assert drawn["tries"][0] == drawn["axis"][0][0] and drawn["tries"][-1] < drawn["axis"][-1][0]
+
+    def test_a_trend_needs_two_runs(self) -> None:
+        assert trend([None, 3.0]) == trend([]) == ""
+        assert trend([4.0, None, 2.0]) == "2.0,2.0 98.0,10.0"
+        assert trend([0.0, 0.0])
+
+    def test_how_long_something_is_wrong(self) -> None:
+        history: Any = None
+        for state in ("crit", "ok", "crit", "crit"):
+            report = self.report(host("a", state))
+            history = remember(history, report)
+        assert "in the last 2 runs, since 2026-11-24 12:00:00 UTC" in page(report, history)
+
+
+class TestOutside:
+    def test_the_controller_counts_like_a_host(self, tmp_path: Path) -> None:
+        (tmp_path / "there").touch()
+        checks = [{"type": "file", "name": name, "path": str(tmp_path / name)} for name in ("there", "missing")]
+        (outside,) = look_from_outside(checks, 0.0)
+        verdict = judge([host("a"), outside], Rules())
+        assert problems(verdict) == [("outside", "crit")] and verdict.problems[0].name == "missing"
+
+    def test_nothing_to_look_at_is_no_host_and_a_wrong_check_is_refused(self) -> None:
+        assert look_from_outside([], 0.0) == []
+        with pytest.raises(VerdictError, match=r"checks: .*'nothing' is none of"):
+            look_from_outside([{"type": "nothing"}], 0.0)
+
+
+def test_a_run_that_broke_is_never_well() -> None:
+    verdict = judge([host("a")], Rules(broken="the run was interrupted"))
+    assert not verdict.healthy and the(verdict, "the run came to").message == "the run was interrupted"
+    silent = read_host("b", None, "Converge Redis: no space left")
+    assert silent.message == "there is no result of its checks: Converge Redis: no space left"

@@ -31,6 +31,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._health.model import (
     parse_checks,
 )
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.registry import TYPES
+from websockets.sync.server import ServerConnection, serve
 
 TODAY = datetime.date(2026, 11, 24)
 
@@ -282,6 +283,53 @@ def test_http(url: str, keys: dict[str, Any], state: str, words: str) -> None:
     assert (entry["state"], words in entry["message"]) == (state, True), entry
     if state == "ok":
         assert list(entry["phases_ms"]) == ["dns", "connect", "first_byte", "transfer"]
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[int]:
+    """The port of a WebSocket server by another hand, which echoes on /echo and is silent on /silent."""
+
+    def handle(connection: ServerConnection) -> None:
+        for message in connection:
+            if connection.request is not None and connection.request.path == "/echo":
+                connection.ping()
+                connection.send(f"you said {message!s}")
+
+    with serve(handle, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield int(server.socket.getsockname()[1])
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("keys", "state", "words"),
+    [
+        ({"path": "/echo"}, "ok", "upgraded"),
+        ({"path": "/echo", "send": "hello", "expect": "^you said hello$"}, "ok", "answers as wanted"),
+        ({"path": "/echo", "send": "x" * 3000, "expect": "x{3000}$"}, "ok", "answers as wanted"),
+        ({"path": "/echo", "send": "hello", "expect": "^bye$"}, "crit", "but answers 'you said hello'"),
+        ({"path": "/silent", "send": "hello", "expect": "."}, "crit", "no answer within 0.5 s"),
+    ],
+)
+def test_websocket(echo: int, keys: dict[str, Any], state: str, words: str) -> None:
+    path = keys.pop("path")
+    entry = run({"type": "websocket", "url": f"ws://127.0.0.1:{echo}{path}", "timeout": 0.5, **keys})["results"][0]
+    assert (entry["state"], words in entry["message"]) == (state, True), entry
+
+
+def test_a_server_without_websockets_is_named(url: str) -> None:
+    entry = run({"type": "websocket", "url": url.replace("http:", "ws:")})["results"][0]
+    assert (entry["state"], "no upgrade: HTTP/1.1 200" in entry["message"]) == ("crit", True), entry
+
+
+def test_a_door_that_must_be_closed(url: str) -> None:
+    port = int(url.rpartition(":")[2])
+    entry = run({"type": "tcp", "port": port, "closed": True})["results"][0]
+    assert (entry["state"], "accepts connections, and should not" in entry["message"]) == ("crit", True)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        entry = run({"type": "tcp", "port": nobody.getsockname()[1], "closed": True})["results"][0]
+    assert (entry["state"], "lets nobody in" in entry["message"]) == ("ok", True)
 
 
 def test_a_link_tells_the_present_release(tmp_path: Path) -> None:
