@@ -18,7 +18,7 @@ from typing import Any
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.model import CRIT, OK, STATES, UNKNOWN, WARN
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ._fleet_verdict import ANSWERED, FLEET, label
+from ._fleet_verdict import ANSWERED, FLEET, OUTSIDE, label
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Runs and, for each of them, problems that the history keeps.
@@ -27,7 +27,7 @@ PROBLEMS = 50
 # A state is told by its sign too, and not by its colour alone.
 SIGNS = {OK: "✓", WARN: "!", CRIT: "✕", UNKNOWN: "?"}
 # Of a latency plot, in units of its SVG.
-WIDTH, MARGIN = 320.0, 8.0
+WIDTH, MARGIN = 320.0, 14.0
 FIGURES = ("p50", "p95", "p99", "max")
 
 
@@ -74,6 +74,7 @@ def page(report: Mapping[str, Any], history: Mapping[str, Any]) -> str:
     return environment.get_template("report.html.j2").render(
         report=report,
         hosts=hosts,
+        members=sum(name != OUTSIDE for name in report["hosts"]),
         roles=roles,
         checks=sum(len(host["checks"]) for host in hosts),
         counts={state: sum(check["shown"] == state for host in hosts for check in host["checks"]) for state in STATES},

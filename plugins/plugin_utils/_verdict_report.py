@@ -23,7 +23,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._health.cli import (
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.judge import summarise
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.model import CRIT, OK, STATES, UNKNOWN, WARN
 
-from ._fleet_verdict import ANSWERED, FLEET, Finding, Host, Verdict, VerdictError, label
+from ._fleet_verdict import ANSWERED, FLEET, OUTSIDE, Finding, Host, Verdict, VerdictError, label
 from ._report_page import page, remember
 
 HISTORY = "history.json"
@@ -43,7 +43,8 @@ def summary(verdict: Verdict) -> str:
     if verdict.mended:
         parts.append(f"{len(verdict.mended)} mended")
     checks = sum(len(host.checks) for host in verdict.hosts)
-    return f"Verdict {verdict.state}: {', '.join(parts)} ({len(verdict.hosts)} hosts, {checks} checks)"
+    hosts = sum(host.name != OUTSIDE for host in verdict.hosts)
+    return f"Verdict {verdict.state}: {', '.join(parts)} ({hosts} hosts, {checks} checks)"
 
 
 def problem_lines(verdict: Verdict) -> list[str]:

@@ -363,6 +363,7 @@ class TestOutside:
         (outside,) = look_from_outside(checks, 0.0)
         verdict = judge([host("a"), outside], Rules())
         assert problems(verdict) == [("outside", "crit")] and verdict.problems[0].name == "missing"
+        assert summary(verdict).endswith("(1 hosts, 3 checks)")
 
     def test_nothing_to_look_at_is_no_host_and_a_wrong_check_is_refused(self) -> None:
         assert look_from_outside([], 0.0) == []
