@@ -218,9 +218,7 @@ def _offers_http2(check: Check, url: str) -> None:
 
 def _certificate_of(pem: str, timeout: float) -> tuple[float, list[str]]:
     """End of validity (seconds since 1970) and names, as openssl reads them."""
-    ended = run(
-        ["openssl", "x509", "-noout", "-enddate", "-ext", "subjectAltName"], stdin=pem, timeout=timeout
-    )
+    ended = run(["openssl", "x509", "-noout", "-enddate", "-ext", "subjectAltName"], stdin=pem, timeout=timeout)
     found = re.search(r"notAfter=(.*)", ended.stdout)
     if not found:
         raise CannotTell(f"openssl cannot read the certificate: {ended.stderr.strip()[-200:]}")

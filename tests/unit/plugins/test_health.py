@@ -375,7 +375,7 @@ class TestOnTheHost:
         code, lines = self.call(capsys, where)
         assert (code, len(lines)) == (2, 3)
         words, bar, data = lines[0].partition(" | ")
-        assert words == "HEALTH CRITICAL - 2 of 2 checks not ok: the \"door\" / is there, command echo"
+        assert words == 'HEALTH CRITICAL - 2 of 2 checks not ok: the "door" / is there, command echo'
         assert bar and " crit=1 " in data and data.endswith("'command echo'=12%")
         assert "|" not in "".join(lines[1:])
         (tmp_path / "door").touch()
