@@ -257,7 +257,7 @@ def _unit(service: Mapping[str, Any]) -> dict[str, Any]:
 def _checks(service: Mapping[str, Any]) -> list[dict[str, Any]]:
     name = service["name"]
     checks: list[dict[str, Any]] = [
-        {"name": f"{name} runs", "type": "systemd", "unit": f"{name}.service", "severity": "crit"},
+        {"name": f"{name} runs", "type": "systemd", "unit": f"{name}.service", "enabled": True, "severity": "crit"},
         # Tells the fleet's verdict which release is the present one.
         {
             "name": f"{name} has a release", "type": "file", "path": f"/opt/{name}/current", "state": "link",

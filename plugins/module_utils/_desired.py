@@ -13,7 +13,7 @@ import hashlib
 import ipaddress
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.model import CheckError, parse_check
@@ -386,10 +386,23 @@ def plain_file(dest: str, content: bytes, **overrides: Any) -> dict[str, Any]:
     return normalise_file({**defaults, **overrides}, content)
 
 
-def announcements(name: str, announce: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The drop-ins by which a host knows what it runs."""
+def announcements(
+    name: str, announce: dict[str, Any] | None, files: Iterable[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """The drop-ins by which a host knows what it runs.
+
+    :param files: the role's, in normal form; a role with checks gets one more for each that is sensitive.
+    """
     if not announce:
         return []
+    if announce.get("checks"):
+        secrecy = [
+            {"name": f"{entry['dest']} is kept secret", "type": "file", "path": entry["dest"]}
+            | {key: entry[key] for key in ("owner", "group", "mode")}
+            for entry in files
+            if entry["sensitive"] and entry["state"] == "file"
+        ]
+        announce = {**announce, "checks": [*announce["checks"], *secrecy]}
     places = {
         "checks": f"/etc/vmfleet/checks.d/{name}.json",
         "backup": f"/etc/vmfleet/backup.d/{name}.json",
@@ -440,7 +453,7 @@ def normalise(
             raise _fail("units: name", unit["name"], f"has none of the suffixes {', '.join(UNIT_SUFFIXES)}")
         dest = _absolute("units: name", f"/etc/systemd/system/{unit['name']}")
         files.append({**plain_file(dest, rendered(unit)), "notify": True})
-    files += sysctl_file(name, sysctl) + announcements(name, arguments["announce"])
+    files += sysctl_file(name, sysctl) + announcements(name, arguments["announce"], files)
 
     directories = [
         {

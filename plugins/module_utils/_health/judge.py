@@ -143,10 +143,9 @@ def _waive(entry: dict[str, Any], check: Check, today: datetime.date) -> None:
 
 def settle_dependencies(results: Sequence[dict[str, Any]], checks: Sequence[Check]) -> None:
     """A failing check that depends on a failing one is not judged: unknown, and it says because of what."""
-    by_name = {entry["name"]: entry for entry in results}
     bad = {entry["name"] for entry in results if entry["state"] in (CRIT, UNKNOWN)}
-    for check in checks:
-        entry = by_name[check.name]
+    # In the same order: a name is unique for its role alone.
+    for check, entry in zip(checks, results):
         reasons = [name for name in check.depends_on if name in bad]
         if reasons and entry["state"] != OK:
             entry["state"] = UNKNOWN

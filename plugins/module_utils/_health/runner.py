@@ -68,7 +68,7 @@ class Runner:
                     if now >= limit:
                         del self._running[number]
                         words = f"no answer after {judge.check.timeout:g} s, and the try cannot be ended"
-                        self._close(judge, Seen(words, UNKNOWN), now)
+                        self._take(judge, Seen(words, UNKNOWN), now - judge.check.timeout, now)
                         self._hire()
                 soonest = min([limit for limit, _judge in self._running.values()] + [end, now + 0.5])
                 self._condition.wait(max(0.01, soonest - time.monotonic()))
@@ -85,10 +85,14 @@ class Runner:
     def _put(self, judge: Judge, when: float) -> None:
         heapq.heappush(self._due, (when, next(self._counter), judge))
 
-    def _close(self, judge: Judge, seen: Seen, now: float) -> None:
-        judge.last, judge.state, judge.seconds = seen, seen.state, now - self._begun
-        judge.attempts += 1
-        self._open -= 1
+    def _take(self, judge: Judge, seen: Seen, started: float, now: float) -> None:
+        """A try is over: the check has its state, or there is to be another try."""
+        wait = judge.observe(seen, started, now, self._begun)
+        if wait is None:
+            self._open -= 1
+        else:
+            self._put(judge, now + wait)
+        self._condition.notify_all()
 
     def _next(self) -> tuple[int, Judge] | None:
         with self._condition:
@@ -115,12 +119,7 @@ class Runner:
                 if self._running.pop(number, None) is None:
                     # It came back after it had been given up, and a new thread has taken this one's place.
                     return
-                wait = judge.observe(seen, started, now, self._begun)
-                if wait is None:
-                    self._open -= 1
-                else:
-                    self._put(judge, now + wait)
-                self._condition.notify_all()
+                self._take(judge, seen, started, now)
 
 
 def run_checks(checks: Sequence[Check], deadline: float, patience: float = 0.0) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def tls_context(check: Check, alpn: list[str] | None = None) -> ssl.SSLContext:
             context.load_cert_chain(check["client_certificate"], check["client_key"])
     except OSError as error:
         raise CannotTell(f"certificates cannot be loaded: {error}") from error
+    # Python 3.13 began to refuse authorities that other clients accept; a host's Python must not decide.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.check_hostname = check["verify_tls"] and check["verify_name"]
     if not check["verify_tls"]:
         context.verify_mode = ssl.CERT_NONE
@@ -58,7 +60,7 @@ def connect(host: str, port: int, timeout: float) -> socket.socket:
 
 
 def wrap(check: Check, raw: socket.socket, name: str, alpn: list[str] | None = None) -> ssl.SSLSocket:
-    """TLS over a connection.
+    """TLS over a connection, whose timeout is that of the handshake.
 
     :raises CheckFailed: when the handshake fails, with the reason of the verification.
     """
@@ -115,13 +117,17 @@ def select(document: Any, expression: str) -> Any:
     return jmespath.search(expression, document)
 
 
-def fetch(check: Check, url: str) -> tuple[int, dict[str, str], bytes, dict[str, float]]:
-    """One request on a connection of its own: status, headers in lower case, body, milliseconds by phase."""
+def fetch(check: Check, url: str, end: float | None = None) -> tuple[int, dict[str, str], bytes, dict[str, float]]:
+    """One request on a connection of its own: status, headers in lower case, body, milliseconds by phase.
+
+    :param end: when it must be over, on the monotonic clock; by default the check's timeout from now.
+    """
     parts = urllib.parse.urlsplit(url)
     secure = parts.scheme == "https"
     host, port = parts.hostname or "", parts.port or (443 if secure else 80)
     phases: dict[str, float] = {}
-    mark = begun = time.monotonic()
+    mark = time.monotonic()
+    limit = mark + check.timeout if end is None else end
 
     def lap(name: str) -> None:
         nonlocal mark
@@ -129,7 +135,7 @@ def fetch(check: Check, url: str) -> tuple[int, dict[str, str], bytes, dict[str,
         phases[name], mark = (now - mark) * 1000, now
 
     def left() -> float:
-        remaining = begun + check.timeout - time.monotonic()
+        remaining = limit - time.monotonic()
         if remaining <= 0:
             raise CheckFailed(f"{url}: no whole answer within {check.timeout:g} s ({', '.join(phases)} done)")
         return remaining
@@ -145,7 +151,10 @@ def fetch(check: Check, url: str) -> tuple[int, dict[str, str], bytes, dict[str,
     try:
         if secure:
             connection.settimeout(left())
-            connection = wrap(check, connection, name)
+            try:
+                connection = wrap(check, connection, name)
+            except CheckFailed as error:
+                raise CheckFailed(f"{url}: {error}") from error
             lap("tls")
         headers = {"Host": check["host_header"] or parts.netloc, "User-Agent": "vmfleet-health", "Accept": "*/*"}
         headers.update({str(key): str(value) for key, value in check["headers"].items()})
@@ -178,8 +187,9 @@ def fetch(check: Check, url: str) -> tuple[int, dict[str, str], bytes, dict[str,
 
 def http_check(check: Check, shared: Shared) -> Seen:
     url, hops = check["url"], 0
+    end = time.monotonic() + check.timeout
     while True:
-        status, headers, content, phases = fetch(check, url)
+        status, headers, content, phases = fetch(check, url, end)
         if status not in REDIRECTS or hops >= check["redirects"] or not headers.get("location"):
             break
         url, hops = urllib.parse.urljoin(url, headers["location"]), hops + 1
@@ -202,14 +212,14 @@ def http_check(check: Check, shared: Shared) -> Seen:
             if not matches(value, rule):
                 raise CheckFailed(f"{url}: {expression} is {json.dumps(value)[:200]}, wanted {json.dumps(rule)}")
     if check["http2"]:
-        _offers_http2(check, url)
+        _offers_http2(check, url, end)
     total = sum(phases.values())
     return grade(check, round(total, 2), " ms", f"{url}: {status}", phases=phases, latency=total)
 
 
-def _offers_http2(check: Check, url: str) -> None:
+def _offers_http2(check: Check, url: str, end: float) -> None:
     parts = urllib.parse.urlsplit(url)
-    raw = connect(parts.hostname or "", parts.port or 443, check.timeout)
+    raw = connect(parts.hostname or "", parts.port or 443, end - time.monotonic())
     name = str(check["host_header"] or parts.hostname).partition(":")[0]
     with wrap(check, raw, name, ["h2", "http/1.1"]) as connection:
         if connection.selected_alpn_protocol() != "h2":
@@ -218,9 +228,7 @@ def _offers_http2(check: Check, url: str) -> None:
 
 def _certificate_of(pem: str, timeout: float) -> tuple[float, list[str]]:
     """End of validity (seconds since 1970) and names, as openssl reads them."""
-    ended = run(
-        ["openssl", "x509", "-noout", "-enddate", "-ext", "subjectAltName"], stdin=pem, timeout=timeout
-    )
+    ended = run(["openssl", "x509", "-noout", "-enddate", "-ext", "subjectAltName"], stdin=pem, timeout=timeout)
     found = re.search(r"notAfter=(.*)", ended.stdout)
     if not found:
         raise CannotTell(f"openssl cannot read the certificate: {ended.stderr.strip()[-200:]}")
@@ -232,6 +240,7 @@ def tls(check: Check, shared: Shared) -> Seen:
     if bool(check["path"]) == bool(check["port"]):
         raise CannotTell("needs exactly one of path and port")
     where = check["path"] or f"{check['host']}:{check['port']}"
+    end = time.monotonic() + check.timeout
     if check["path"]:
         try:
             with open(check["path"], encoding="ascii") as handle:
@@ -248,16 +257,22 @@ def tls(check: Check, shared: Shared) -> Seen:
                 raise CheckFailed(f"{where}: {(outcome.stderr or outcome.stdout).strip()[-200:]}")
     else:
         raw = connect(check["host"], check["port"], check.timeout)
+        raw.settimeout(max(0.05, end - time.monotonic()))
         if check["starttls"] == "postgresql":
             # SSLRequest, PostgreSQL protocol 3.0, section "Message Formats".
-            raw.sendall(b"\0\0\0\x08\x04\xd2\x16\x2f")
-            if raw.recv(1) != b"S":
+            try:
+                raw.sendall(b"\0\0\0\x08\x04\xd2\x16\x2f")
+                offer = raw.recv(1)
+            except OSError as error:
+                raw.close()
+                raise CheckFailed(f"{where}: {error}") from error
+            if offer != b"S":
                 raw.close()
                 raise CheckFailed(f"{where}: the server offers no TLS")
         with wrap(check, raw, check["server_name"] or check["host"]) as connection:
             der = connection.getpeercert(binary_form=True) or b""
     pem = ssl.DER_cert_to_PEM_cert(der)
-    ends, names = _certificate_of(pem, check.timeout)
+    ends, names = _certificate_of(pem, max(0.05, end - time.monotonic()))
     missing = [name for name in check["names"] if name not in names]
     if missing:
         raise CheckFailed(f"{where}: the certificate is not for {', '.join(missing)}, only for {', '.join(names)}")

@@ -10,6 +10,7 @@ import json
 import re
 import socket
 import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .model import CRIT, CannotTell, Check, CheckFailed, CheckType, Key, Seen, grade, matches
@@ -97,15 +98,31 @@ def _judge_query(check: Check, rows: list[list[str]]) -> Seen:
     return Seen(f"the query gave {str(value)[:100]}")
 
 
+def _show(check: Check, shared: Shared, what: str, needed: str) -> list[dict[str, str]]:
+    """What the pooler's console shows. The columns differ between versions, the first line of this form names them.
+
+    :raises CannotTell: when the column ``needed`` is not among them.
+    """
+    rows = _rows(check, shared, f"\\t off\nSHOW {what};\n\\t on", "pgbouncer")
+    header = rows[0] if rows else []
+    if needed not in header:
+        raise CannotTell(f"SHOW {what} gave no answer")
+    return [dict(zip(header, row)) for row in rows[1:] if len(row) == len(header)]
+
+
 def pgbouncer(check: Check, shared: Shared) -> Seen:
     if check["query"]:
         return _judge_query(check, _rows(check, shared, check["query"]))
-    # The columns differ between versions, the first line of this form names them.
-    rows = _rows(check, shared, "\\t off\nSHOW POOLS;\n\\t on", "pgbouncer")
-    header = rows[0] if rows else []
-    pools = [dict(zip(header, row)) for row in rows[1:] if len(row) == len(header)]
-    if "cl_waiting" not in header:
-        raise CannotTell("SHOW POOLS gave no answer")
+    pools = _show(check, shared, "POOLS", "cl_waiting")
+    databases = _show(check, shared, "DATABASES", "paused")
+    held = [f"{row['name']} is {key}" for row in databases for key in ("paused", "disabled") if row.get(key) == "1"]
+    if held:
+        raise CheckFailed(f"{', '.join(held)} by its administrator")
+    # It says itself only what came of the last try, and with no client at hand it does not try.
+    for row in databases:
+        for host in row.get("host", "").split(","):
+            if host and not host.startswith("/"):
+                connect(host, int(row["port"]), check.timeout / 2).close()
     waiting = sum(int(pool["cl_waiting"]) for pool in pools)
     longest = max((int(pool["maxwait"]) for pool in pools), default=0)
     words = f"{len(pools)} pools, {waiting} clients wait, the longest for {longest} s"
@@ -275,6 +292,7 @@ def nginx(check: Check, shared: Shared) -> Seen:
     except OSError as error:
         raise CannotTell(f"{check['upstreams']}: {error.strerror}") from error
     servers: dict[str, str] = {}
+    asked: dict[str, str] = {}
     for name, body in re.findall(r"^upstream\s+(\S+)\s*\{(.*?)^\}", text, re.MULTILINE | re.DOTALL):
         for endpoint, rest in re.findall(r"^\s*server\s+([^\s;]+)([^\n]*)", body, re.MULTILINE):
             label = rest.partition("#")[2].strip() or endpoint
@@ -283,13 +301,24 @@ def nginx(check: Check, shared: Shared) -> Seen:
             if re.search(r"\bdown\b", rest.partition(";")[0]):
                 servers[f"{name}/{label}"] = "MAINT"
                 continue
-            target = urllib.parse.urlsplit(f"//{endpoint}")
-            try:
-                connect(target.hostname or "", target.port or 80, check.timeout / 4).close()
-                servers[f"{name}/{label}"] = "UP"
-            except CheckFailed:
-                servers[f"{name}/{label}"] = "DOWN"
+            asked[f"{name}/{label}"] = endpoint
+            servers[f"{name}/{label}"] = ""
+    endpoints = sorted(set(asked.values()))
+    if endpoints:
+        # All at once: those that are cut off do not answer before the time is up.
+        with ThreadPoolExecutor(min(32, len(endpoints))) as pool:
+            state = dict(zip(endpoints, pool.map(lambda endpoint: _answers(endpoint, check.timeout / 2), endpoints)))
+        servers.update((server, state[endpoint]) for server, endpoint in asked.items())
     return _balance(check, servers)
+
+
+def _answers(endpoint: str, timeout: float) -> str:
+    target = urllib.parse.urlsplit(f"//{endpoint}")
+    try:
+        connect(target.hostname or "", target.port or 80, timeout).close()
+    except CheckFailed:
+        return "DOWN"
+    return "UP"
 
 
 def prometheus(check: Check, shared: Shared) -> Seen:
@@ -346,8 +375,8 @@ TYPES = (
         "host": Key("str", "Address, or the folder of the socket.", "/run/pgbouncer"),
         "port": Key("int", "The port.", 6432),
         "database": Key("str", "The database; its own console by default.", "pgbouncer"),
-    }, "A pooler: a query through it, or its waiting clients. Thresholds: the longest wait in seconds.",
-        target=("database",)),
+    }, "A pooler: a query through it, or its databases and their servers, and its waiting clients. Thresholds: the"
+        " longest wait in seconds.", target=("database",)),
     CheckType("redis", redis, {
         "host": Key("str", "Address or name.", "127.0.0.1"),
         "port": Key("int", "The port.", 6379),

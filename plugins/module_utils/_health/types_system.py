@@ -4,25 +4,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import glob
+import grp
 import ipaddress
 import json
 import os
+import pwd
 import re
 import socket
 import stat
 import struct
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from .._host import run, run_command
-from .model import CannotTell, Check, CheckFailed, CheckType, Key, Seen, grade
+from .model import OK, CannotTell, Check, CheckFailed, CheckType, Key, Seen, grade
 from .shared import Shared
 
 # Seconds between the epochs of NTP (1900) and Unix (1970), RFC 5905 figure 4.
 NTP_EPOCH = 2208988800
 REMOTE = ("nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "fuse", "9p", "afs")
+# What holds data of this host: no pseudo file systems, no images that are full by nature.
+LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "bcachefs", "vfat", "overlay", "tmpfs")
 
 
 def systemd(check: Check, shared: Shared) -> Seen:
@@ -73,6 +79,20 @@ def command(check: Check, shared: Shared) -> Seen:
     return Seen(words[-200:] or f"returned {outcome.rc}")
 
 
+def _account(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def _group(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
+
+
 def file(check: Check, shared: Shared) -> Seen:
     path = check["path"]
     try:
@@ -88,6 +108,9 @@ def file(check: Check, shared: Shared) -> Seen:
     kinds = {"file": stat.S_ISREG, "directory": stat.S_ISDIR, "link": stat.S_ISLNK, "socket": stat.S_ISSOCK}
     if check["state"] != "present" and not kinds[check["state"]](found.st_mode):
         raise CheckFailed(f"{path} is no {check['state']}")
+    for key, name_of, number in (("owner", _account, found.st_uid), ("group", _group, found.st_gid)):
+        if check[key] is not None and check[key] not in (name_of(number), str(number)):
+            raise CheckFailed(f"{path} has the {key} {name_of(number)} instead of {check[key]}")
     mode = f"{stat.S_IMODE(found.st_mode):04o}"
     if check["mode"] is not None and mode != check["mode"].rjust(4, "0"):
         raise CheckFailed(f"{path} has mode {mode} instead of {check['mode'].rjust(4, '0')}")
@@ -103,12 +126,35 @@ def file(check: Check, shared: Shared) -> Seen:
     return grade(check, found.st_size, " B", f"{path} is there, {found.st_size} B")
 
 
-def _mounts() -> dict[str, tuple[str, str, list[str]]]:
-    """Device, type and options by mount point, see proc_pid_mounts(5)."""
-    with open("/proc/self/mounts", encoding="utf-8", errors="replace") as handle:
-        rows = [line.split() for line in handle]
+def _mounts(table: str = "/proc/self/mounts") -> dict[str, tuple[str, str, list[str]]]:
+    """Device, type and options by mount point, see proc_pid_mounts(5) and fstab(5)."""
+    with open(table, encoding="utf-8", errors="replace") as handle:
+        rows = [line.split() for line in handle if line.strip() and not line.startswith("#")]
     points = [re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), row[1]) for row in rows]
     return {point: (row[0], row[2], row[3].split(",")) for point, row in zip(points, rows)}
+
+
+def _local(check: Check) -> list[str]:
+    """The path of a check, or one mount point of each local file system that can be written."""
+    if check["path"]:
+        return [check["path"]]
+    points: dict[int, str] = {}
+    for point, (_device, kind, options) in _mounts().items():
+        if kind in LOCAL and "ro" not in options:
+            with contextlib.suppress(OSError):
+                points.setdefault(os.stat(point).st_dev, point)
+    return list(points.values())
+
+
+def _fullest(check: Check, unit: str, found: Sequence[tuple[float, str]]) -> Seen:
+    """Of values of several file systems the worst, and words on all that are not well."""
+    if not found:
+        raise CannotTell("there is no local file system that can be written")
+    seen = [grade(check, value, unit, words) for value, words in sorted(found, reverse=True)]
+    bad = [one.message for one in seen if one.state != OK]
+    more = f", of {len(seen)} the fullest" if len(seen) > 1 else ""
+    seen[0].message = "; ".join(bad) or f"{seen[0].message}{more}"
+    return seen[0]
 
 
 def _space(path: str, timeout: float) -> os.statvfs_result | tuple[int, ...]:
@@ -126,31 +172,58 @@ def _space(path: str, timeout: float) -> os.statvfs_result | tuple[int, ...]:
 
 
 def disk(check: Check, shared: Shared) -> Seen:
-    space = _space(check["path"], check.timeout)
-    blocks, free, available = space[2], space[3], space[4]
-    # As df(1) has it: used of what users other than root may use.
-    used = 100 * (blocks - free) / max(1, blocks - free + available)
-    gib = available * space[1] / 2**30
-    return grade(check, round(used, 1), " %", f"{check['path']} is {used:.1f} % full, {gib:.1f} GiB free")
+    found = []
+    for path in _local(check):
+        space = _space(path, check.timeout)
+        blocks, free, available = space[2], space[3], space[4]
+        # As df(1) has it: used of what users other than root may use.
+        used = 100 * (blocks - free) / max(1, blocks - free + available)
+        gib = available * space[1] / 2**30
+        found.append((round(used, 1), f"{path} is {used:.1f} % full, {gib:.1f} GiB free"))
+    return _fullest(check, " %", found)
 
 
 def inode(check: Check, shared: Shared) -> Seen:
-    space = _space(check["path"], check.timeout)
-    files, free = space[5], space[6]
-    used = 100 * (files - free) / files if files else 0.0
-    return grade(check, round(used, 1), " %", f"{used:.1f} % of the inodes of {check['path']} are used")
+    found = []
+    for path in _local(check):
+        space = _space(path, check.timeout)
+        files, free = space[5], space[6]
+        # Some, such as btrfs, count none.
+        used = 100 * (files - free) / files if files else 0.0
+        found.append((round(used, 1), f"{used:.1f} % of the inodes of {path} are used"))
+    return _fullest(check, " %", found)
 
 
 def mount(check: Check, shared: Shared) -> Seen:
-    found = _mounts().get(check["path"])
-    if found is None:
-        raise CheckFailed(f"nothing is mounted at {check['path']}")
+    if check["path"]:
+        found = _mounts().get(check["path"])
+        if found is None:
+            raise CheckFailed(f"nothing is mounted at {check['path']}")
+        return Seen(_as_wanted(check, check["path"], found))
+    # As the host has them: a service that asks may have been given other ones. What is mounted read-only on purpose,
+    # the file says; small ones in memory come and go.
+    declared = _mounts("/etc/fstab") if os.path.exists("/etc/fstab") else {}
+    points = {
+        point: found
+        for point, found in _mounts("/proc/1/mounts").items()
+        if found[1] in LOCAL and found[1] != "tmpfs" and "ro" not in declared.get(point, ("", "", []))[2]
+    }
+    for point, found in points.items():
+        _as_wanted(check, point, found)
+    return Seen(f"{len(points)} local file systems are as wanted")
+
+
+def _as_wanted(check: Check, point: str, found: tuple[str, str, list[str]]) -> str:
+    """Words on a mount.
+
+    :raises CheckFailed: when it is not of the type or has not the options that are wanted.
+    """
     device, kind, options = found
-    words = f"{check['path']} is {device} ({kind}, {','.join(options[:6])})"
+    words = f"{point} is {device} ({kind}, {','.join(options[:6])})"
     missing = [option for option in check["options"] if option not in options]
     if missing or (check["fstype"] and kind != check["fstype"]):
         raise CheckFailed(f"{words}, wanted {' '.join([check['fstype'] or '', *missing]).strip()}")
-    return Seen(words)
+    return words
 
 
 def memory(check: Check, shared: Shared) -> Seen:
@@ -249,7 +322,7 @@ def backup(check: Check, shared: Shared) -> Seen:
     return grade(check, round(age), " s", f"{label} is {age / 3600:.1f} h old, {size} B")
 
 
-_PATH = {"path": Key("str", "A path on the file system.", "/")}
+_PATH = {"path": Key("str", "A path on the file system; without it every local one that can be written.")}
 TYPES = (
     CheckType("systemd", systemd, {
         "unit": Key("str", "The unit.", required=True),
@@ -276,6 +349,8 @@ TYPES = (
         "path": Key("str", "The file.", required=True),
         "state": Key("str", "What it must be.", "present",
                      choices=("present", "file", "directory", "link", "socket", "absent")),
+        "owner": Key("str", "The account that it must belong to."),
+        "group": Key("str", "The group that it must belong to."),
         "mode": Key("str", "Octal mode."),
         "contains": Key("str", "Regular expression that its first MiB must match."),
         "max_age": Key("float", "Seconds since it was last written, at most."),
@@ -284,7 +359,7 @@ TYPES = (
     CheckType("disk", disk, _PATH, "Space used in per cent.", target=("path",)),
     CheckType("inode", inode, _PATH, "Inodes used in per cent.", target=("path",)),
     CheckType("mount", mount, {
-        "path": Key("str", "The mount point.", required=True),
+        "path": Key("str", "The mount point; without it every local file system that fstab(5) has not read-only."),
         "fstype": Key("str", "Its type."),
         "options": Key("list", "Options that it must have, such as rw.", ()),
     }, "A mount and its options.", target=("path",)),

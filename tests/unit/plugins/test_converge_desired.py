@@ -33,7 +33,9 @@ def test_what_is_announced_becomes_drop_ins_with_their_folders() -> None:
     checks = [{"type": "tcp", "port": 1}]
     normal = desired(name="a-b", announce={"checks": checks, "facts": {"ports": {"x": 1}}})
     by_dest = {entry["dest"]: entry for entry in normal["files"]}
-    assert json.loads(by_dest["/etc/vmfleet/checks.d/a-b.json"]["content"]) == checks
+    secret = {"path": "/etc/hello/secret.conf", "owner": "hello", "group": "root", "mode": "0600"}
+    secret |= {"name": "/etc/hello/secret.conf is kept secret", "type": "file"}
+    assert json.loads(by_dest["/etc/vmfleet/checks.d/a-b.json"]["content"]) == [*checks, secret]
     assert json.loads(by_dest["/etc/ansible/facts.d/vmfleet_a_b.fact"]["content"]) == {"ports": {"x": 1}}
     assert "/etc/vmfleet/backup.d/a-b.json" not in by_dest
     assert by_dest["/etc/vmfleet/checks.d/a-b.json"]["notify"] is False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import http.server
 import json
+import os
+import pwd
 import socket
 import threading
 import time
@@ -16,7 +18,7 @@ import pytest
 import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.vmfleet.ops.plugins.module_utils._desired import ARGUMENT_SPEC, DesiredError, normalise
-from ansible_collections.vmfleet.ops.plugins.module_utils._health import cli, runner
+from ansible_collections.vmfleet.ops.plugins.module_utils._health import cli, runner, types_system
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.judge import Judge, percentile, result, worst
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.model import (
     Check,
@@ -185,6 +187,61 @@ def test_a_failure_is_laid_to_what_it_depends_on() -> None:
     assert not outcome["healthy"]
 
 
+def test_names_of_checks_belong_to_their_roles() -> None:
+    """Two roles may name a check alike; what depends on a third one is told from the other."""
+    entries: list[tuple[str, dict[str, Any]]] = [
+        ("a", {"type": "file", "name": "gone", "path": "/does/not/exist"}),
+        ("a", {"type": "file", "name": "it runs", "path": "/nor/this", "depends_on": ["gone"]}),
+        ("b", {"type": "file", "name": "it runs", "path": "/"}),
+    ]
+    outcome = runner.run_checks(parse_checks(entries, TYPES), 5.0)
+    assert [entry["state"] for entry in outcome["results"]] == ["crit", "unknown", "ok"]
+
+
+def test_file_systems_are_found_without_being_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local ones that can be written; one that fstab has read-only is meant to be so, one in memory comes and goes."""
+    mounts, fstab = tmp_path / "mounts", tmp_path / "fstab"
+    (tmp_path / "a b").mkdir()
+    escaped = str(tmp_path / "a b").replace(" ", "\\040")
+    lines = [f"/dev/a {escaped} ext4 rw,relatime 0 0", "/dev/b /boot ext4 ro 0 0", "tmpfs /run tmpfs ro 0 0"]
+    mounts.write_text("\n".join([*lines, "proc /proc proc ro 0 0", "srv:/x /mnt nfs4 ro 0 0"]) + "\n")
+    fstab.write_text("# by hand\n\n/dev/b /boot ext4 ro 0 2\n")
+    tables = {"/proc/self/mounts": mounts, "/proc/1/mounts": mounts, "/etc/fstab": fstab}
+    real = types_system._mounts
+    monkeypatch.setattr(types_system, "_mounts", lambda table="/proc/self/mounts": real(str(tables[table])))
+    assert types_system._local(parse_check({"type": "disk"}, TYPES)) == [str(tmp_path / "a b")]
+    writable = {"type": "mount", "options": ["rw"]}
+    entry = run(writable)["results"][0]
+    assert (entry["state"], entry["message"]) == ("ok", "1 local file systems are as wanted")
+    mounts.write_text(mounts.read_text().replace("ext4 rw", "ext4 ro"))
+    entry = run(writable)["results"][0]
+    assert entry["state"] == "crit"
+    assert f"{tmp_path / 'a b'} is /dev/a (ext4, ro,relatime), wanted rw" in entry["message"]
+
+
+def test_the_fullest_file_system_is_judged_and_all_that_are_full_are_named() -> None:
+    disk = parse_check({"type": "disk", "warn": 80, "crit": 95}, TYPES)
+    seen = types_system._fullest(
+        disk, " %", [(10.0, "/ is 10 % full"), (99.0, "/a is 99 % full"), (85.0, "/b is 85 %")]
+    )
+    assert (seen.state, seen.value) == ("crit", 99.0)
+    assert "/a is 99" in seen.message and "/b is 85" in seen.message and "/ is 10" not in seen.message
+    seen = types_system._fullest(disk, " %", [(10.0, "/ is 10 % full"), (20.0, "/b is 20 % full")])
+    assert (seen.state, seen.message) == ("ok", "/b is 20 % full, of 2 the fullest")
+
+
+def test_a_file_belongs_to_whom_it_must(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.touch(mode=0o600)
+    mine = {"type": "file", "path": str(path), "mode": "0600"}
+    name = pwd.getpwuid(os.getuid()).pw_name
+    good = run({**mine, "owner": name}, {**mine, "name": "by number", "group": str(os.getgid())})
+    assert good["counts"]["ok"] == 2
+    bad = run({**mine, "owner": "nobody"}, {**mine, "name": "open", "mode": "0640"})
+    assert [entry["state"] for entry in bad["results"]] == ["crit", "crit"]
+    assert f"has the owner {name} instead of nobody" in bad["results"][0]["message"]
+
+
 def test_hanging_checks_do_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     forever = threading.Event()
 
@@ -200,6 +257,41 @@ def test_hanging_checks_do_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatc
     forever.set()
     assert outcome["counts"] == {"ok": 100, "warn": 0, "crit": 0, "unknown": 100}
     assert "no answer after 0.1 s" in outcome["results"][0]["message"]
+
+
+def test_what_hung_is_tried_again_while_there_is_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that is busy for a moment is not ill."""
+    forever, tries = threading.Event(), iter(range(10))
+
+    def hang_once(_check: Check, _shared: Any) -> Seen:
+        if next(tries) == 0:
+            forever.wait(60)
+        return Seen("awake")
+
+    types = {**TYPES, "hang": CheckType("hang", hang_once, {}, "", timeout=0.1)}
+    monkeypatch.setattr(runner, "GRACE", 0.1)
+    outcome = runner.run_checks(parse_checks([("", {"type": "hang"})], types), 30.0, patience=20.0)
+    forever.set()
+    assert [(entry["state"], entry["attempts"]) for entry in outcome["results"]] == [("ok", 2)]
+
+
+def test_the_first_try_waits_for_its_delay(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    threading.Timer(0.3, late.touch).start()
+    patient = {"type": "file", "name": "patient", "path": str(late), "initial_delay": 1.0}
+    hasty = {"type": "file", "name": "hasty", "path": str(late)}
+    outcome = run(patient, hasty, deadline=30.0)
+    assert [(entry["state"], entry["attempts"]) for entry in outcome["results"]] == [("ok", 1), ("crit", 1)]
+
+
+def test_what_is_waived_passes_but_not_what_depends_on_it_and_fails_too() -> None:
+    waiver = {"reason": "disk is ordered", "until": "2999-12-31"}
+    outcome = run(
+        {"type": "file", "name": "disk", "path": "/does/not/exist", "waiver": waiver},
+        {"type": "file", "name": "data", "path": "/nor/this", "depends_on": ["disk"]},
+    )
+    assert [entry["state"] for entry in outcome["results"]] == ["ok", "crit"]
+    assert (outcome["waived"], outcome["healthy"]) == (1, False)
 
 
 def test_a_deadline_ends_a_run_with_what_is_known() -> None:
@@ -375,7 +467,7 @@ class TestOnTheHost:
         code, lines = self.call(capsys, where)
         assert (code, len(lines)) == (2, 3)
         words, bar, data = lines[0].partition(" | ")
-        assert words == "HEALTH CRITICAL - 2 of 2 checks not ok: the \"door\" / is there, command echo"
+        assert words == 'HEALTH CRITICAL - 2 of 2 checks not ok: the "door" / is there, command echo'
         assert bar and " crit=1 " in data and data.endswith("'command echo'=12%")
         assert "|" not in "".join(lines[1:])
         (tmp_path / "door").touch()
