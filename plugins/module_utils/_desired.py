@@ -30,6 +30,7 @@ ACCOUNT = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]*\$?$")
 # sha256sum and stat write other characters in a way of their own.
 PATH = re.compile(r"^(/[^/\x00-\x1f\x7f\\]+)+$")
 VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+QUESTION = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 UNIT_SUFFIXES = (".service", ".socket", ".timer", ".mount", ".path", ".target", ".slice", ".conf")
 
 COMMAND_OPTIONS: dict[str, Any] = {
@@ -192,6 +193,21 @@ ARGUMENT_SPEC: dict[str, Any] = {
         "options": {
             "checks": {"type": "list", "elements": "dict", "default": []},
             "backup": {"type": "list", "elements": "dict", "default": []},
+            "diagnose": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "argv": {"type": "list", "elements": "str"},
+                    "shell": {"type": "str"},
+                    "stdin": {"type": "str"},
+                    "user": {"type": "str"},
+                    "environment": {"type": "dict"},
+                    "timeout": {"type": "int"},
+                    "finding": {"type": "bool", "default": False},
+                },
+            },
             "facts": {"type": "dict", "default": {}},
         },
     },
@@ -406,9 +422,23 @@ def announcements(
     places = {
         "checks": f"/etc/vmfleet/checks.d/{name}.json",
         "backup": f"/etc/vmfleet/backup.d/{name}.json",
+        "diagnose": f"/etc/vmfleet/diagnose.d/{name}.json",
         "facts": f"/etc/ansible/facts.d/vmfleet_{name.replace('-', '_')}.fact",
     }
-    return [plain_file(path, _json(announce[key])) for key, path in places.items() if announce.get(key)]
+    said = {**announce, "diagnose": _questions(announce.get("diagnose") or [])}
+    return [plain_file(path, _json(said[key])) for key, path in places.items() if said.get(key)]
+
+
+def _questions(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a service is asked for a support bundle, each of which becomes a file there."""
+    names: set[str] = set()
+    for entry in entries:
+        if not QUESTION.match(entry["name"]) or entry["name"] in names:
+            raise _fail("announce: diagnose: name", entry["name"], "names no file of its own; use a-z, 0-9, - and _")
+        if (entry.get("argv") is None) == (entry.get("shell") is None):
+            raise _fail("announce: diagnose", entry["name"], "needs one of argv and shell")
+        names.add(entry["name"])
+    return [{key: value for key, value in entry.items() if value is not None} for entry in entries]
 
 
 def sysctl_file(name: str, values: dict[str, str]) -> list[dict[str, Any]]:

@@ -453,6 +453,39 @@ options:
         type: list
         elements: dict
         default: []
+      diagnose:
+        description: What to ask the service for a support bundle, for C(/etc/vmfleet/diagnose.d). Nothing may change.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          name:
+            description: The file in the bundle that gets what the command prints.
+            type: str
+            required: true
+          argv:
+            description: Program and arguments.
+            type: list
+            elements: str
+          shell:
+            description: A line for /bin/sh instead.
+            type: str
+          stdin:
+            description: What it reads.
+            type: str
+          user:
+            description: Account that runs it.
+            type: str
+          environment:
+            description: Variables for it.
+            type: dict
+          timeout:
+            description: Seconds that it may take; 20 if nothing is said.
+            type: int
+          finding:
+            description: Whether each line that it prints is worth a look at once; a healthy service prints none.
+            type: bool
+            default: false
       facts:
         description: Ports and metrics endpoints, as local facts in C(/etc/ansible/facts.d).
         type: dict
