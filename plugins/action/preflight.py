@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
@@ -33,6 +35,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._preflight import (
     report,
     shown,
 )
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._checklists import Checklist, load_checklist
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._fleet_pki import PkiError, check_given
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._role_sources import RoleSource, load_role, own_roles
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._warm import warm
@@ -40,6 +43,7 @@ from ansible_collections.vmfleet.ops.plugins.plugin_utils._warm import warm
 ARGUMENT_SPEC: dict[str, Any] = {
     "roles": {"type": "dict", "required": True},
     "connect": {"type": "bool", "default": True},
+    "checklist": {"type": "str"},
 }
 UNDEFINED = re.compile(r"'([\w. ]+)' is undefined")
 ORIGIN = re.compile(r"\s*\bOrigin:.*", re.DOTALL)
@@ -70,7 +74,8 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
-        validated = ArgumentSpecValidator(ARGUMENT_SPEC).validate(self._task.args)
+        given = {key: value for key, value in self._task.args.items() if value is not None}
+        validated = ArgumentSpecValidator(ARGUMENT_SPEC).validate(given)
         if validated.error_messages:
             raise AnsibleActionFail(f"preflight: {'; '.join(validated.error_messages)}")
         arguments = validated.validated_parameters
@@ -89,6 +94,9 @@ class ActionModule(ActionBase):
         problems += self._own_problems(host, arguments["connect"] and not unreachable)
         if arguments["connect"] and host.context.get("vault_password_is_public"):
             problems.append(PUBLIC_SECRETS)
+        checklist = self._checklist(arguments["checklist"])
+        if checklist:
+            problems += host.open_boxes(checklist, ["all", *variables.get("group_names", ())])
         packages: list[Any] = []
         if arguments["connect"] and not problems:
             try:
@@ -97,6 +105,9 @@ class ActionModule(ActionBase):
                 problems.append(Problem("packages", "", str(error), "correct the variables that it names"))
         if self._leads(variables):
             problems += self._fleet_problems(host)
+            if checklist:
+                problems += host.open_boxes(checklist, ["fleet"])
+                self._display.display("\n".join([f"{checklist.title}, what is left:", *checklist.left(), ""]))
 
         if unreachable is not None:
             if problems:
@@ -108,6 +119,15 @@ class ActionModule(ActionBase):
             return result
         result["ansible_facts"] = {**facts, "vmfleet_host_packages": packages} if arguments["connect"] else {}
         return result
+
+    @staticmethod
+    def _checklist(name: str | None) -> Checklist | None:
+        if not name:
+            return None
+        try:
+            return load_checklist(name)
+        except LookupError as error:
+            raise AnsibleActionFail(f"preflight_checklist = {name!r}: is no list; {error}") from error
 
     # -- the host itself ----------------------------------------------------------------------------------------
 
@@ -189,6 +209,9 @@ class ActionModule(ActionBase):
         problems += rules.check_addresses(addresses)
         problems += rules.check_shared_addresses(self._pairs(fleet, groups), addresses)
         problems += rules.check_database_groups(groups)
+        problems += rules.check_quorums(groups)
+        for members in fleet.distinct("vmfleet_members"):
+            problems += rules.check_members(members, groups)
         problems += rules.check_lb_types({name: fleet.get(name, "lb_type") for name in groups.get("lb", ())})
         for services in fleet.distinct("vmfleet_services"):
             problems += rules.check_services(services, groups)
@@ -293,18 +316,32 @@ class _Host:
         found = []
         for role in self.roles:
             for rule in role.variables.get(f"__{role.name.rpartition('.')[2]}_rules") or []:
-                variable = str(rule["variable"])
-                if variable in reported:
-                    continue
-                try:
-                    rendered = self._templar.template(rule)
-                except AnsibleError as error:
-                    found.append(Problem(variable, "", self._why(variable, error), "correct it"))
-                    continue
-                if str(rendered["holds"]).lower() != "true":
-                    value = masked(variable, self.context.get(variable), self.options.get(variable, {}))
-                    found.append(Problem(variable, value, str(rendered["problem"]), str(rendered["remedy"])))
+                if str(rule["variable"]) not in reported:
+                    found += self._broken(rule)
         return found
+
+    def open_boxes(self, checklist: Checklist, groups: Iterable[str]) -> list[Problem]:
+        """Boxes of a list whose rules do not hold."""
+        return [
+            dataclasses.replace(problem, remedy=f"{problem.remedy} (box {box!r} of {checklist.title})")
+            for group in groups
+            for box, rule in checklist.judged(group)
+            for problem in self._broken(rule)
+        ]
+
+    def _broken(self, rule: dict[str, Any]) -> list[Problem]:
+        """A rule that does not hold: its variable, whether it holds, problem and remedy are templates."""
+        variable = str(rule["variable"])
+        try:
+            rendered = self._templar.template(rule)
+        except AnsibleError as error:
+            return [Problem(variable, "", self._why(variable, error), "correct it")]
+        if str(rendered["holds"]).lower() == "true":
+            return []
+        value = self.context.get(variable)
+        # What a rule says about a group is not about a variable's value.
+        seen = masked(variable, value, self.options.get(variable, {})) if variable in self.context else ""
+        return [Problem(variable, seen, str(rendered["problem"]), str(rendered["remedy"]))]
 
     def _applied(self, role: RoleSource) -> bool:
         return bool(self._known(f"{role.name.rpartition('.')[2]}_state", "present") != "absent")

@@ -22,6 +22,8 @@ SERVICE_KEYS = frozenset({"group", "port", "health", "ready", "metrics", *CHECK_
 # Connections that come past the poolers, unless vmfleet_direct_connections says otherwise: exporter, backup, health
 # checks, operators. Replicas take none of max_connections.
 DIRECT_CONNECTIONS = 20
+# Groups of servers that decide by majority.
+QUORUM_GROUPS = ("elasticsearch", "etcd", "opensearch", "sentinel")
 _NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 
 Groups = Mapping[str, Sequence[str]]
@@ -53,6 +55,38 @@ def check_flows(flows: Any, groups: Groups, services: Iterable[str], roles: Iter
             for source in sources
             if source != "any" and source not in groups and not _is_network(str(source))
         ]
+    return problems
+
+
+def check_quorums(groups: Groups) -> list[Problem]:
+    """No two servers that need a majority: when one of them is gone, the other has none, and stops."""
+    return [
+        Problem(
+            f"group {name}", shown(list(groups[name])), "2 members have no majority when one is gone", "have 1 or 3"
+        )
+        for name in QUORUM_GROUPS
+        if len(groups.get(name, ())) == 2
+    ]
+
+
+def check_members(members: Any, groups: Groups) -> list[Problem]:
+    """``vmfleet_members``: how many hosts groups must at least have."""
+    if not isinstance(members, Mapping):
+        return [Problem("vmfleet_members", shown(members), "is no mapping", "give group: number")]
+    problems = []
+    for group, wanted in sorted(members.items()):
+        where = f"vmfleet_members.{group}"
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0:
+            problems.append(Problem(where, shown(wanted), "is no number of hosts", "give a whole number"))
+        elif group not in groups and wanted:
+            problems.append(Problem(where, shown(wanted), "is no group of the inventory", unknown(group, groups)))
+        elif len(groups.get(group, ())) < wanted:
+            found = ", ".join(groups[group]) or "no host"
+            problems.append(
+                Problem(
+                    where, shown(wanted), f"the group has {len(groups[group])}: {found}", "add hosts, or ask for less"
+                )
+            )
     return problems
 
 

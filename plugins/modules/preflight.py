@@ -35,6 +35,12 @@ options:
         8 processors, nothing is said of the host itself, and no facts are returned.
     type: bool
     default: true
+  checklist:
+    description:
+      - A list of C(playbooks/vars/checklists.yml), such as V(supernova_before), that the inventory is held against as
+        well. A box whose rule does not hold is a problem like any other; the first host of the play says which boxes
+        are left to other playbooks and to people. See C(docs/checklists.md).
+    type: str
 attributes:
   check_mode:
     support: full
@@ -51,6 +57,8 @@ notes:
   - The connections that the poolers may open are held against C(max_connections) of each server, less those kept for
     superusers and C(vmfleet_direct_connections) (20) of exporter, backup, health checks and operators.
   - Variables are validated as the inventory gives them; those given to a role where it is included are not known.
+  - A variable C(vmfleet_members), a mapping of group to number, states how many hosts a group must at least have. Two
+    hosts are refused in the groups C(opensearch), C(elasticsearch), C(etcd) and C(sentinel), which need a majority.
   - A variable C(vmfleet_requires) with C(memory_mb), C(vcpus) and C(disk_gb) states what a host must at least have.
 author:
   - vmfleet.ops maintainers (@vmfleet)

@@ -193,3 +193,37 @@ def test_an_empty_group_is_no_problem(copy: Path) -> None:
     (copy / "group_vars/app.yml").write_text(app)
     status, output = play(copy, "-e", "preflight_offline=true")
     assert status == 0, output
+
+
+def test_an_open_box_stops_the_play_by_its_name(copy: Path) -> None:
+    platform = (copy / "group_vars/all/platform.yml").read_text().replace("redis: [app, monitoring]", "redis: [any]")
+    (copy / "group_vars/all/platform.yml").write_text(platform)
+    hosts = yaml.safe_load((copy / "hosts.yml").read_text())
+    hosts["all"]["children"]["opensearch"] = {"hosts": {"os1": {"ansible_host": "10.20.5.1"}, "os2": {}}}
+    del hosts["all"]["children"]["app"]["hosts"]["api3"]
+    (copy / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    arguments = [
+        "-e",
+        "preflight_offline=true redis_tls=false",
+        "-e",
+        '{"vmfleet_members": {"app": 3, "pgbouncer": 2}}',
+    ]
+    status, output = play(copy, *arguments, "-e", "preflight_checklist=sei")
+    assert status != 0
+    for expected in (
+        "(box 'network policy' of SEI Platform, 38 boxes)",
+        "groups.app: has 2 hosts, where 3 are asked for; add hosts to the group (box 'three hosts at least' of",
+        "(box 'rate limits' of",
+        "[ ] penetration test is done: by hand; testers from outside do it",
+        "vmfleet_members.app = 3: the group has 2: api1, api2; add hosts, or ask for less",
+        "group opensearch = ['os1', 'os2']: 2 members have no majority when one is gone; have 1 or 3",
+    ):
+        assert expected in output, expected
+    assert "vmfleet_members.pgbouncer" not in output
+    assert "cache" not in [line.strip() for line in output.splitlines()]
+
+
+def test_an_unknown_list_is_named(copy: Path) -> None:
+    status, output = play(copy, "-e", "preflight_offline=true", "-e", "preflight_checklist=seu")
+    assert status != 0
+    assert "preflight_checklist = 'seu': is no list; there are flagwise_security, research_after" in output
