@@ -185,7 +185,7 @@ def verdict(directory: str, deadline: float) -> tuple[str, str]:
     """All announced checks, run now: the outcome as JSON, and a line for each check that is not ok."""
     checks = parse_checks(load_announced(directory), TYPES)
     outcome = run_checks(checks, deadline)
-    bad = [f"{entry['state']}: {describe(entry)}" for entry in outcome["results"] if entry["state"] != OK]
+    bad = [describe(entry) for entry in outcome["results"] if entry["state"] != OK]
     return json.dumps(outcome, indent=1), "\n".join(bad)
 
 
@@ -303,7 +303,7 @@ def collect(
     manifest = []
     total = 0
     for answer in answers:
-        path = answer.item.path if "." in os.path.basename(answer.item.path) else f"{answer.item.path}.txt"
+        path = answer.item.path if answer.item.path.endswith(".json") else f"{answer.item.path}.txt"
         text = redact(bounded(answer.text))
         why = redact(answer.failed)
         if total + len(text) > TOTAL_LIMIT:

@@ -22,7 +22,7 @@ SHORTEST = 6
 # Much larger files hold data.
 LARGEST_FILE = 1 << 20
 
-_KEY = r"[\w.-]{0,60}?(?:pass(?:word|wd|phrase)?|pwd|secret|token|credentials?|api[_-]?key|private[_-]?key|_key|auth)"
+_KEY = r"[\w.-]{0,60}?(?:pass(?:word|wd|phrase)?|pwd|secret|token|credentials?|api[_-]?key|private[_-]?key|_key)"
 _SHAPES = (
     # A whole key, also one whose end was cut off.
     (re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?(?:-----END \1-----|\Z)", re.DOTALL), HIDDEN),
