@@ -1,4 +1,4 @@
-"""Two bare hosts, one per Debian, that all tests of this directory share.
+"""What the tests of this directory share: two bare hosts, one per Debian, and the local fleet.
 
 VMFLEET_KEEP=1 leaves them standing after the run, for a look around and for a faster next run; VMFLEET_RELEASES (trixie
 bookworm) narrows the choice.
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import packages
 import pytest
 from lab import Host, fleet
+from site_fleet import HOSTS, SiteHost, script
 
 RELEASES = {"deb13": "trixie", "deb12": "bookworm"}
 
@@ -39,3 +40,13 @@ def deb13(hosts: list[Host]) -> Host:
 @pytest.fixture(scope="session")
 def deb12(hosts: list[Host]) -> Host:
     return hosts[1]
+
+
+@pytest.fixture(scope="session", name="fleet")
+def site_fleet() -> Iterator[dict[str, Host]]:
+    """The hosts of inventories/local, bare until a test runs the site on them."""
+    booted = script("scripts/fleet", "up")
+    assert booted.returncode == 0, booted.stdout + booted.stderr
+    yield {name: SiteHost(name, "trixie") for name in HOSTS}
+    if not os.environ.get("VMFLEET_KEEP"):
+        script("scripts/fleet", "down")

@@ -6,74 +6,13 @@ The tests of this file build on each other in order, as a fleet's days do.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import pytest
 from controllers import CORES, controller, interpreter
-from lab import HERE, ROOT, Host, Run
-
-PREFIX = f"{os.environ.get('VMFLEET_PREFIX') or 'vmfleet'}-site"
-# The subnet follows from the prefix.
-ENVIRONMENT = {**{k: v for k, v in os.environ.items() if k != "VMFLEET_SUBNET"}, "VMFLEET_PREFIX": PREFIX}
-HOSTS = ["lb1", "lb2", "api1", "api2", "api3", "db1", "db2", "pool1", "cache1", "mon1"]
-
-
-class SiteHost(Host):
-    @property
-    def container(self) -> str:
-        return f"{PREFIX}-{self.name}"
-
-
-def docker(verb: str, host: Host) -> None:
-    subprocess.run(["docker", verb, host.container], check=True, capture_output=True, timeout=60)
-
-
-def script(*command: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
-
-
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[dict[str, Host]]:
-    booted = script("scripts/fleet", "up")
-    assert booted.returncode == 0, booted.stdout + booted.stderr
-    yield {name: SiteHost(name, "trixie") for name in HOSTS}
-    if not os.environ.get("VMFLEET_KEEP"):
-        script("scripts/fleet", "down")
-
-
-def site(
-    tmp_path: Path,
-    *options: str,
-    env: Mapping[str, str] | None = None,
-    python: str | None = None,
-    playbook: str = "site",
-) -> Run:
-    record = tmp_path / "record"
-    record.write_text("")
-    command = [python] if python else ["scripts/python"]
-    done = subprocess.run(
-        [*command, "-m", "ansible", "playbook", "-i", "inventories/local", f"playbooks/{playbook}.yml", *options],
-        cwd=ROOT,
-        env={
-            **ENVIRONMENT,
-            "VMFLEET_RECORD": str(record),
-            "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback_plugins"),
-            "ANSIBLE_CALLBACKS_ENABLED": "record",
-            "ANSIBLE_NOCOLOR": "1",
-            **(env or {}),
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-    )
-    return Run(done.returncode, done.stdout, [json.loads(line) for line in record.read_text().splitlines()])
+from lab import ROOT, Host, Run
+from site_fleet import HOSTS, PREFIX, docker, script, site
 
 
 def changed_hosts(run: Run) -> dict[str, list[str]]:
