@@ -112,7 +112,7 @@ EXAMPLES = r"""
     duration: 60
     targets:
       - {site: api, path: /}
-      - {site: api, path: /vector/search?q=a}
+      - {site: api, path: "/vector/search?q=a"}
     report: after
     baseline: before/load.json
 """

@@ -168,3 +168,17 @@ class TestConnectionBudget:
     def test_no_limit_is_no_budget(self) -> None:
         (problem,) = rules.check_connection_budget({"db1": (200, 23)}, {"pool1": self.demand(max_db_connections=0)})
         assert "lets pool1 open any number" in str(problem)
+
+
+def test_groups_have_their_members_and_a_majority() -> None:
+    groups = {"app": ["a1", "a2"], "opensearch": ["o1", "o2"], "etcd": ["e1", "e2", "e3"], "elasticsearch": ["x1"]}
+    (two,) = rules.check_quorums(groups)
+    assert str(two) == "group opensearch = ['o1', 'o2']: 2 members have no majority when one is gone; have 1 or 3"
+    assert rules.check_members({"app": 2, "none": 0}, groups) == []
+    assert [str(problem) for problem in rules.check_members({"app": 3, "ap": 1, "etcd": "3"}, groups)] == [
+        "vmfleet_members.ap = 1: is no group of the inventory; did you mean app?",
+        "vmfleet_members.app = 3: the group has 2: a1, a2; add hosts, or ask for less",
+        "vmfleet_members.etcd = '3': is no number of hosts; give a whole number",
+    ]
+    (shape,) = rules.check_members(["app"], groups)
+    assert "is no mapping" in str(shape)

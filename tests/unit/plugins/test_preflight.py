@@ -131,6 +131,11 @@ def test_sizes() -> None:
     found = preflight.check_requirements({"memory_mb": 32768, "vcpus": 16, "cpu": 1, "disk_gb": "big"}, facts)
     assert [problem.variable.rpartition(".")[2] for problem in found] == ["cpu", "disk_gb", "memory_mb", "vcpus"]
     assert preflight.check_requirements([], facts)[0].problem == "is no mapping"
+    facts.update(ansible_memtotal_mb=7950, ansible_processor_vcpus=2)
+    assert [str(problem) for problem in preflight.check_requirements({"memory_mb": 16384, "vcpus": 4}, facts)] == [
+        "vmfleet_requires.memory_mb = 16384: the host has 7950; give the host more, or ask for less",
+        "vmfleet_requires.vcpus = 4: the host has 2; give the host more, or ask for less",
+    ]
 
 
 def test_packages_of_several_roles_are_one_sorted_list() -> None:
