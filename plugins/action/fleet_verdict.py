@@ -13,9 +13,9 @@ from typing import Any
 
 from ansible import constants
 from ansible.errors import AnsibleActionFail
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.model import CRIT, OK, UNKNOWN, WARN
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._arguments import validated
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._fleet_verdict import (
     Rules,
     Verdict,
@@ -65,11 +65,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
         self._variables = task_vars or {}
-        given = {key: value for key, value in self._task.args.items() if value is not None}
-        validated = ArgumentSpecValidator(ARGUMENT_SPEC).validate(given)
-        if validated.error_messages:
-            raise AnsibleActionFail(f"fleet_verdict: {'; '.join(validated.error_messages)}")
-        options = validated.validated_parameters
+        options = validated("fleet_verdict", ARGUMENT_SPEC, self._task.args)
         try:
             verdict = self._judge(options)
         except VerdictError as error:

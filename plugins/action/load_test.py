@@ -13,9 +13,9 @@ from typing import Any
 
 from ansible import constants
 from ansible.errors import AnsibleActionFail
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible_collections.vmfleet.ops.plugins.plugin_utils import _load_verdict as load
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._arguments import validated
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._role_sources import load_role
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -57,11 +57,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
-        given = {key: value for key, value in self._task.args.items() if value is not None}
-        validated = ArgumentSpecValidator(ARGUMENT_SPEC).validate(given)
-        if validated.error_messages:
-            raise AnsibleActionFail(f"load_test: {'; '.join(validated.error_messages)}")
-        options = validated.validated_parameters
+        options = validated("load_test", ARGUMENT_SPEC, self._task.args)
         try:
             targets = self._allowed(options, variables)
             asked = {

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible_collections.vmfleet.ops.plugins.module_utils import _fleet_rules as rules
 from ansible_collections.vmfleet.ops.plugins.module_utils._host_facts import (
@@ -35,6 +34,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._preflight import (
     report,
     shown,
 )
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._arguments import validated
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._checklists import Checklist, load_checklist
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._fleet_pki import PkiError, check_given
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._role_sources import RoleSource, load_role, own_roles
@@ -74,11 +74,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
-        given = {key: value for key, value in self._task.args.items() if value is not None}
-        validated = ArgumentSpecValidator(ARGUMENT_SPEC).validate(given)
-        if validated.error_messages:
-            raise AnsibleActionFail(f"preflight: {'; '.join(validated.error_messages)}")
-        arguments = validated.validated_parameters
+        arguments = validated("preflight", ARGUMENT_SPEC, self._task.args)
 
         unreachable: AnsibleConnectionFailure | None = None
         problems: list[Problem] = []
