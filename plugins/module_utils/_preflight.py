@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.parameters import remove_values
 from ansible.module_utils.parsing.convert_bool import BOOLEANS_FALSE
+from ansible_collections.vmfleet.ops.plugins.module_utils._redaction import SECRET_NAME
 
 SUPPORTED_RELEASES = {"bookworm": "Debian 12", "trixie": "Debian 13", "jammy": "Ubuntu 22.04", "noble": "Ubuntu 24.04"}
 HIDDEN = "(hidden)"
@@ -20,7 +20,6 @@ NO_VALUE = "(not set)"
 PLACEHOLDERS = frozenset(
     {"changeme", "change_me", "change-me", "replace_me", "replaceme", "secret", "password", "todo", "xxx"}
 )
-SECRET_NAME = re.compile(r"(^|_)(pass(word|phrase|wd)?|secrets?|token|private_key|credentials?)$")
 REQUIREMENTS = ("memory_mb", "vcpus", "disk_gb")
 
 

@@ -52,9 +52,7 @@ _QUOTED_PAIR = re.compile(r'^"[^"]*"\s+"([^"]+)"')
 _CREDENTIALS = re.compile(r"://[^\s/@:]*:([^\s/@]+)@")
 # A word, a number, a path, a host's name or address: nothing that a generator of secrets prints.
 _PLAIN = re.compile(r"^(?:[a-z]+|[A-Z]+|[\d.:/]+|(?:~|\.{0,2})/.*|[\w-]+(?:\.[\w-]+)+(?::\d+)?|true|false|\*)$")
-_NAMED_SECRET = re.compile(
-    r"(^|_)(pass(word|phrase|wd)?|secrets?|token|private_key|credentials?)$|^vault_", re.IGNORECASE
-)
+SECRET_NAME = re.compile(r"(^|_)(pass(word|phrase|wd)?|secrets?|token|private_key|credentials?)$")
 
 
 class Redaction:
@@ -152,7 +150,7 @@ def secrets_of_variables(value: Any, secret: bool = False) -> set[str]:
 
 def is_named_secret(name: str) -> bool:
     """Whether a variable's name says that its value is secret."""
-    return bool(_NAMED_SECRET.search(name))
+    return name.startswith("vault_") or bool(SECRET_NAME.search(name.lower()))
 
 
 def holds_secrets(value: Any) -> bool:

@@ -100,7 +100,7 @@ def test_variables_are_known_by_their_names() -> None:
     variables = {
         "redis_password": "one",
         "vault_key": "two",
-        "app": [{"name": "api", "secrets": {"KEY": "three"}, "environment": {"LEVEL": "info"}}],
+        "app": [{"name": "api", "secrets": {"KEY": "three"}, "environment": {"LEVEL": "info", "API_TOKEN": "four"}}],
         "port": 80,
     }
-    assert secrets_of_variables(variables) == {"one", "two", "three"}
+    assert secrets_of_variables(variables) == {"one", "two", "three", "four"}
