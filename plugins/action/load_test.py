@@ -25,7 +25,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
         "type": "list",
         "elements": "dict",
         "default": [],
-        "options": {"site": {"type": "str", "required": True}, "path": {"type": "str", "default": "/"}},
+        "options": {"site": {"type": "str", "required": True}, "path": {"type": "str"}},
     },
     "http2": {"type": "bool", "default": False},
     "goals": {

@@ -29,7 +29,7 @@ options:
     type: int
     default: 30
   targets:
-    description: What to ask for. Without any it is C(/) of every site.
+    description: What to ask for. Without any it is every site.
     type: list
     elements: dict
     default: []
@@ -39,9 +39,8 @@ options:
         type: str
         required: true
       path:
-        description: Path, with its query.
+        description: Path, with its query. By default C(/health), which the service behind C(/) answers.
         type: str
-        default: /
   http2:
     description: Whether to speak HTTP/2 instead of HTTP/1.1.
     type: bool

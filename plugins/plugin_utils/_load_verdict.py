@@ -46,9 +46,9 @@ def choose_targets(
     balancers: Mapping[str, tuple[str, int]],
     rate: float,
 ) -> list[dict[str, Any]]:
-    """Each wanted path through each balancer, the rate shared out evenly. Without wishes, ``/`` of every site.
+    """Each wanted path through each balancer, the rate shared out evenly. Without wishes, every site.
 
-    :param wanted: ``site`` and ``path``.
+    :param wanted: ``site`` and ``path``, by default what every site answers.
     :param sites: those of the inventory's routing model.
     :param balancers: address and HTTPS port by host.
     :raises LoadError: for anything that is not in the inventory.
@@ -59,13 +59,14 @@ def choose_targets(
     if not known:
         raise LoadError("lb_sites: is empty, so there is nothing to load")
     chosen = []
-    for number, wish in enumerate(wanted or [{"site": name, "path": "/"} for name in known]):
+    for number, wish in enumerate(wanted or [{"site": name} for name in known]):
         where = f"loadtest_targets[{number}]"
-        name, path = str(wish.get("site", "")), str(wish.get("path") or "/")
+        name = str(wish.get("site", ""))
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             remedy = f"did you mean {close[0]}?" if close else f"use {', '.join(sorted(known))}"
             raise LoadError(f"{where}.site = {name!r}: is no site of the inventory; {remedy}")
+        path = str(wish.get("path") or _default_path(known[name]))
         if not path.startswith("/") or path.startswith("//") or any(c.isspace() for c in path):
             raise LoadError(f"{where}.path = {path!r}: is no path; give one such as /search?q=a")
         _check_route(where, path, known[name])
@@ -86,8 +87,18 @@ def choose_targets(
     ]
 
 
+def _default_path(site: Mapping[str, Any]) -> str:
+    """What the balancers answer for a site by asking the service behind it; else its first route."""
+    routes = [route for route in site.get("routes") or () if not route.get("websocket")]
+    if site.get("health") or any(route["path"] == "/" and route.get("service") for route in routes):
+        return "/health"
+    return str(routes[0]["path"]) if routes else "/"
+
+
 def _check_route(where: str, path: str, site: Mapping[str, Any]) -> None:
     plain = path.partition("?")[0]
+    if plain == "/health" and site.get("health"):
+        return
     routes = [route for route in site.get("routes") or () if _covers(str(route["path"]), plain)]
     if not routes:
         paths = ", ".join(str(route["path"]) for route in site.get("routes") or ())

@@ -56,6 +56,11 @@ def test_what_is_not_in_the_inventory_is_refused(wanted: dict[str, str], words: 
     assert words in str(refusal.value)
 
 
+def test_without_wishes_each_site_is_asked_for_what_it_has() -> None:
+    paths = [target["path"] for target in load.choose_targets([], SITES, {"lb1": ("10.0.0.1", 443)}, 20)]
+    assert paths == ["/health", "/guide"]
+
+
 def test_nothing_to_load_is_an_error() -> None:
     with pytest.raises(load.LoadError, match="group lb: has no hosts"):
         load.choose_targets([], SITES, {}, 20)
@@ -81,7 +86,7 @@ def test_the_command_asks_one_balancer_for_the_site() -> None:
     (target, *_) = load.choose_targets([{"site": "api"}], SITES, {"lb1": ("fd00::1", 443)}, 25)
     argv = run.argv_of(target, 30, "/tmp/log", http2=False)
     assert {"--h1", "--clients=3", "--duration=30", "--connect-to=[fd00::1]:443", "--rps=8.3333"} <= set(argv)
-    assert argv[-1] == "https://api.example.com/"
+    assert argv[-1] == "https://api.example.com/health"
     assert "--h1" not in run.argv_of(target, 30, "/tmp/log", http2=True)
 
 
