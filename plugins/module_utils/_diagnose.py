@@ -32,12 +32,13 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._host import run_comma
 from ansible_collections.vmfleet.ops.plugins.module_utils._redaction import Redaction, secrets_of_files
 
 DIAGNOSE_DIR = "/etc/vmfleet/diagnose.d"
-AT_ONCE = 8
+# A host in trouble is not to be brought down by questions.
+AT_ONCE = 4
 # Characters: of one item, and of all of them.
 ITEM_LIMIT = 512 * 1024
 TOTAL_LIMIT = 16 * 1024 * 1024
 FINDINGS_LIMIT = 20
-ITEM_TIMEOUT = 20
+ITEM_TIMEOUT = 30
 
 _PS = "ps -eo pid,ppid,user:16,stat,pcpu,pmem,rss,nlwp,etimes,wchan:20,args"
 _PATTERNS = "/etc/vmfleet/*.d/*.json /etc/ansible/facts.d/vmfleet_*.fact"
@@ -181,46 +182,46 @@ def open_transactions(state: str) -> str:
     return "\n".join(lines)
 
 
-def verdict(directory: str, deadline: float) -> tuple[str, str]:
+def verdict(directory: str, deadline: float) -> tuple[str, list[str]]:
     """All announced checks, run now: the outcome as JSON, and a line for each check that is not ok."""
     checks = parse_checks(load_announced(directory), TYPES)
     outcome = run_checks(checks, deadline)
     bad = [describe(entry) for entry in outcome["results"] if entry["state"] != OK]
-    return json.dumps(outcome, indent=1), "\n".join(bad)
+    return json.dumps(outcome, indent=1), bad
 
 
-def items_of(
-    *, names: Sequence[str], journal_lines: int, deadline: float, root: str = "", state: str = STATE_DIR
-) -> list[Item]:
-    """Everything to collect.
+def verdict_items(directory: str, deadline: float) -> list[Item]:
+    """The verdict and what it is made of. They come one after the other.
+
+    :param directory: where the checks are announced.
+    :param deadline: seconds that they may take.
+    """
+    bad: list[str] = []
+
+    def judge() -> str:
+        try:
+            document, lines = verdict(directory, deadline)
+        except CheckError as error:
+            raise _Failed(str(error), "") from error
+        bad.extend(lines)
+        return document
+
+    return [
+        Item("vmfleet/verdict.json", judge),
+        Item("vmfleet/not-well", lambda: "\n".join(bad), finding=True),
+    ]
+
+
+def items_of(*, names: Sequence[str], journal_lines: int, root: str = "", state: str = STATE_DIR) -> list[Item]:
+    """Everything else to collect.
 
     :param names: names to look up.
     :param journal_lines: lines of each journal, at most.
-    :param deadline: seconds that the announced checks may take.
     :param root: put before the folders of what is announced, for tests.
     """
-    said: dict[str, str] = {}
-
-    def run_verdict() -> str:
-        try:
-            document, said["verdict"] = verdict(f"{root}/etc/vmfleet/checks.d", deadline)
-        except CheckError as error:
-            raise _Failed(str(error), "") from error
-        finally:
-            judged.set()
-        return document
-
-    def tell_verdict() -> str:
-        judged.wait(deadline + 5)
-        return said.get("verdict", "")
-
-    judged = threading.Event()
     journal = f"journalctl --no-pager -o short-iso -n {journal_lines}"
     failed = "systemctl list-units --failed --no-legend --plain --no-pager | sed 's/  */ /g; s/^/failed unit: /'"
     items = [
-        # What takes longest, first.
-        Item("vmfleet/verdict.json", run_verdict),
-        Item("vmfleet/not-well", tell_verdict, finding=True),
         Item("vmfleet/open-transactions", lambda: open_transactions(state), finding=True),
         _command_item("units/failed", {"shell": failed}, finding=True),
         *(_command_item(path, {"shell": shell}) for path, shell in SYSTEM),
@@ -245,8 +246,8 @@ def items_of(
     return [*items, *announced_items(f"{root}{DIAGNOSE_DIR}")]
 
 
-def run_items(items: Sequence[Item], deadline: float) -> list[Answer]:
-    """All items at once. One that does not end, not even when killed, is given up at the deadline (seconds)."""
+def run_items(items: Sequence[Item], deadline: float, at_once: int = AT_ONCE) -> list[Answer]:
+    """The items, several at once. One that does not end, not even when killed, is given up after so many seconds."""
     waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
     done: queue.SimpleQueue[Answer] = queue.SimpleQueue()
     for item in items:
@@ -269,7 +270,7 @@ def run_items(items: Sequence[Item], deadline: float) -> list[Answer]:
             done.put(Answer(item, text, time.monotonic() - begun, why))
 
     # Daemons: a thread that hangs in the kernel must not keep the module from ending.
-    for _number in range(AT_ONCE):
+    for _number in range(at_once):
         threading.Thread(target=work, daemon=True).start()
     answers: dict[str, Answer] = {}
     end = time.monotonic() + deadline
@@ -279,8 +280,7 @@ def run_items(items: Sequence[Item], deadline: float) -> list[Answer]:
         except queue.Empty:
             break
         answers[answer.item.path] = answer
-    late = f"not finished within {deadline:g} s"
-    return [answers.get(item.path) or Answer(item, "", deadline, late) for item in items]
+    return [answers.get(item.path) or Answer(item, "", deadline, "not finished in time") for item in items]
 
 
 def collect(
@@ -296,15 +296,19 @@ def collect(
     begun = time.monotonic()
     files_of_roles = [str(path) for record in _records(state) for path in record.get("files") or ()]
     redact = Redaction(secrets_of_files([*files_of_roles, *secret_files]))
-    items = items_of(names=names, journal_lines=journal_lines, deadline=min(30.0, deadline / 2), root=root, state=state)
-    answers = run_items(items, deadline)
+    # First and alone, so that the rest does not make checks late.
+    checks = min(30.0, deadline / 2)
+    answers = run_items(verdict_items(f"{root}/etc/vmfleet/checks.d", checks), checks + 5, at_once=1)
+    items = items_of(names=names, journal_lines=journal_lines, root=root, state=state)
+    answers += run_items(items, deadline - (time.monotonic() - begun))
     files: dict[str, str] = {}
     findings: list[str] = []
     manifest = []
     total = 0
     for answer in answers:
         path = answer.item.path if answer.item.path.endswith(".json") else f"{answer.item.path}.txt"
-        text = redact(bounded(answer.text))
+        # In this order: half of a key has no shape.
+        text = bounded(redact(answer.text))
         why = redact(answer.failed)
         if total + len(text) > TOTAL_LIMIT:
             text, why = "", why or "left out: the bundle is full"

@@ -480,7 +480,7 @@ options:
             description: Variables for it.
             type: dict
           timeout:
-            description: Seconds that it may take; 20 if nothing is said.
+            description: Seconds that it may take; 30 if nothing is said.
             type: int
           finding:
             description: Whether each line that it prints is worth a look at once; a healthy service prints none.

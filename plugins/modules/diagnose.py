@@ -16,8 +16,8 @@ description:
   - It knows no service by name. Units are those that the roles of the host have on record, and what else a service
     can tell is what its role has announced in C(/etc/vmfleet/diagnose.d), such as the connections and locks of a
     database.
-  - All of it is asked for at once, each item with a timeout and a bound on its size. What fails or hangs is named and
-    does not hold up the rest.
+  - Several things are asked for at once, each item with a timeout and a bound on its size. What fails or hangs is named
+    and does not hold up the rest.
   - Secrets are taken out on the host, those in files of the roles that not everybody may read and whatever has the
     shape of one. On the controller follow the values of all variables of the host whose names say that they are
     secret.
