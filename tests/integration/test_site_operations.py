@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from lab import Host, Run
-from site_fleet import docker, site
+from site_fleet import site
 
 # One host of each kind that tells something of its own.
 CHOSEN = "lb1,lb2,api1,db1,pool1,cache1"
@@ -57,7 +57,10 @@ def troubles(hosts: dict[str, Host]) -> Iterator[None]:
     yield
     hosts["pool1"].sh("systemctl start pgbouncer")
     hosts["db1"].sh("systemctl stop test-waits test-holds; systemctl reset-failed 'test-*' || true")
-    hosts["db1"].sh("su postgres -c \"psql -qc 'drop table diagnosed'\"; rm /tmp/holds /tmp/waits")
+    # A server does not notice at once that a client has gone.
+    others = "query ~ 'pg_sleep|diagnosed' and pid <> pg_backend_pid()"
+    ended = f"select pg_terminate_backend(pid) from pg_stat_activity where {others}"
+    hosts["db1"].sh(f'su postgres -c "psql -qc \\"{ended}\\" -c \\"drop table diagnosed\\""; rm /tmp/holds /tmp/waits')
     hosts["api1"].sh("systemctl stop test-shop test-option; systemctl reset-failed 'test-*'; rm /etc/shop.env")
 
 
@@ -92,7 +95,7 @@ def test_bundles_of_a_broken_fleet(hosts: dict[str, Host], troubles: None, tmp_p
     folder = tmp_path / "bundles"
     run = site(
         tmp_path, "-i", str(ghost), "--limit", f"{CHOSEN},ghost", "-e", f"diagnose_directory={folder}",
-        "-e", '{"diagnose_secret_files": ["/etc/shop.env"]}', playbook="diagnose",
+        "-e", '{"diagnose_secret_files": ["/etc/shop.env"], "diagnose_timeout": 400}', playbook="diagnose",
     )  # fmt: skip
     assert run.rc == 4, f"one host cannot be reached, and that is all that is wrong:\n{run.output[-6000:]}"
     assert "ghost: cannot be reached" in run.output
@@ -130,17 +133,6 @@ def test_bundles_of_a_broken_fleet(hosts: dict[str, Host], troubles: None, tmp_p
     for secret in secrets_of_fleet(hosts) | set(SEEDED.values()):
         assert secret not in everything, "a secret is in a bundle"
     assert len(secrets_of_fleet(hosts)) > 8
-
-
-def test_a_frozen_host_is_given_up(hosts: dict[str, Host], tmp_path: Path) -> None:
-    docker("pause", hosts["pool1"])
-    try:
-        options = ["-e", f"diagnose_directory={tmp_path}", "-e", "diagnose_timeout=30"]
-        run = site(tmp_path, "--limit", "pool1,cache1", *options, playbook="diagnose")
-    finally:
-        docker("unpause", hosts["pool1"])
-    assert run.rc != 0
-    assert set(bundles(tmp_path)) == {"cache1"}, run.output[-4000:]
 
 
 def load(tmp_path: Path, *options: str) -> Run:
