@@ -324,11 +324,8 @@ class Metrics:
             "http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
         )
         self.duration = metrics.Histogram(
-            "http_request_duration_seconds",
-            "Time to answer a request.",
-            ["method", "route"],
-            buckets=BUCKETS,
-            registry=self.registry,
+            "http_request_duration_seconds", "Time to answer a request.", ["method", "route"],
+            buckets=BUCKETS, registry=self.registry,
         )
         self.in_flight = metrics.Gauge("http_requests_in_flight", "Requests being answered.", registry=self.registry)
         self.websockets = metrics.Gauge("websockets_open", "Open WebSocket connections.", registry=self.registry)
@@ -426,15 +423,10 @@ class Service:
             log.log(
                 logging.DEBUG if route in QUIET_ROUTES and status < 500 else logging.INFO,
                 "request",
-                extra={
-                    "data": {
-                        "method": method,
-                        "path": request.path,
-                        "status": status,
-                        "ms": round(seconds * 1000, 1),
-                        "client": request.remote,
-                    }
-                },
+                extra={"data": {
+                    "method": method, "path": request.path, "status": status, "ms": round(seconds * 1000, 1),
+                    "client": request.remote,
+                }},
             )
 
     async def _respond(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -445,16 +437,9 @@ class Service:
             response.headers.extend({k: v for k, v in error.headers.items() if k == "Allow"})
             return response
         except DependencyError as error:
-            log.warning(
-                "dependency failed",
-                extra={
-                    "data": {
-                        "dependency": error.dependency,
-                        "reason": error.reason,
-                        "detail": error.detail,
-                    }
-                },
-            )
+            log.warning("dependency failed", extra={"data": {
+                "dependency": error.dependency, "reason": error.reason, "detail": error.detail,
+            }})
             return answer({"error": "unavailable", "dependency": error.dependency, "reason": error.reason}, 503)
         except ConnectionResetError:
             raise
@@ -471,16 +456,9 @@ class Service:
             failure = None
         except DependencyError as error:
             failure = error.reason
-            log.warning(
-                "dependency failed",
-                extra={
-                    "data": {
-                        "dependency": error.dependency,
-                        "reason": error.reason,
-                        "detail": error.detail,
-                    }
-                },
-            )
+            log.warning("dependency failed", extra={"data": {
+                "dependency": error.dependency, "reason": error.reason, "detail": error.detail,
+            }})
         self.metrics.up.labels(dependency.name).set(failure is None)
         return failure
 
@@ -533,18 +511,16 @@ class Service:
         headers: dict[str, str] = {}
         for name, value in request.headers.items():
             headers[name.lower()] = f"{headers[name.lower()]}, {value}" if name.lower() in headers else value
-        return answer(
-            {
-                "host": self.hostname,
-                "method": request.method,
-                "path": request.raw_path.partition("?")[0],
-                "query": request.query_string,
-                "http_version": f"{request.version.major}.{request.version.minor}",
-                "client": request.remote,
-                "headers": headers,
-                "body": await self._digest(request, self.settings.upload_max),
-            }
-        )
+        return answer({
+            "host": self.hostname,
+            "method": request.method,
+            "path": request.raw_path.partition("?")[0],
+            "query": request.query_string,
+            "http_version": f"{request.version.major}.{request.version.minor}",
+            "client": request.remote,
+            "headers": headers,
+            "body": await self._digest(request, self.settings.upload_max),
+        })
 
     async def slow(self, request: web.Request) -> web.Response:
         try:
@@ -646,17 +622,10 @@ class Service:
             runner.server, self.settings.host, self.settings.port, backlog=1024, reuse_address=True
         )
         tell_systemd("READY=1\nSTATUS=serving")
-        log.info(
-            "serving",
-            extra={
-                "data": {
-                    "role": self.settings.role,
-                    "address": f"{self.settings.host}:{self.settings.port}",
-                    "version": self.settings.version,
-                    "dependencies": [part.name for part in self.dependencies],
-                }
-            },
-        )
+        log.info("serving", extra={"data": {
+            "role": self.settings.role, "address": f"{self.settings.host}:{self.settings.port}",
+            "version": self.settings.version, "dependencies": [part.name for part in self.dependencies],
+        }})
         await stop.wait()
         await self._stop(runner, listener)
 

@@ -226,16 +226,16 @@ def _unit(service: Mapping[str, Any]) -> dict[str, Any]:
     if capabilities and "CapabilityBoundingSet" not in service["sandbox"]:
         sandbox["CapabilityBoundingSet"] = "CAP_NET_BIND_SERVICE"
     limits = {
-        "MemoryMax": service.get("memory_max"),
-        "CPUQuota": service.get("cpu_quota"),
+        "MemoryMax": service.get("memory_max"), "CPUQuota": service.get("cpu_quota"),
         "LimitNOFILE": service["limit_nofile"],
     }
     return {
         "description": str(service.get("description") or f"{name} {service['version']}").replace("\n", " "),
         "after": [str(unit) for unit in service["after"]],
         # Longer than all these starts can take together; with less, systemd would forget the first before the last.
-        "start_limit_interval": burst
-        * (int(service["restart_delay"]) + int(service["start_timeout"]) + int(service["stop_timeout"])),
+        "start_limit_interval": burst * (
+            int(service["restart_delay"]) + int(service["start_timeout"]) + int(service["stop_timeout"])
+        ),
         "start_limit_burst": burst,
         "type": service["type"],
         "user": service["user"],
@@ -260,25 +260,16 @@ def _checks(service: Mapping[str, Any]) -> list[dict[str, Any]]:
         {"name": f"{name} runs", "type": "systemd", "unit": f"{name}.service", "enabled": True, "severity": "crit"},
         # Tells the fleet's verdict which release is the present one.
         {
-            "name": f"{name} has a release",
-            "type": "file",
-            "path": f"/opt/{name}/current",
-            "state": "link",
-            "follow": False,
-            "startup": 0,
+            "name": f"{name} has a release", "type": "file", "path": f"/opt/{name}/current", "state": "link",
+            "follow": False, "startup": 0,
         },
     ]
     for key, words in (("health", "is alive"), ("ready", "is ready")):
         if service.get(key):
-            checks.append(
-                {
-                    "name": f"{name} {words}",
-                    "type": "http",
-                    "url": f"http://127.0.0.1:{service['port']}{service[key]}",
-                    "severity": "crit",
-                    "startup": int(service["start_timeout"]),
-                }
-            )
+            checks.append({
+                "name": f"{name} {words}", "type": "http", "url": f"http://127.0.0.1:{service['port']}{service[key]}",
+                "severity": "crit", "startup": int(service["start_timeout"]),
+            })
     return [{**check, "service": name} for check in checks]
 
 
@@ -310,8 +301,7 @@ def app_service_plan(services: list[dict[str, Any]], allow_from: list[str] | Non
         directories.append({"path": f"/etc/{name}", "group": user, "mode": "0750"})
         files += [
             {
-                "dest": f"{release}/{relative}",
-                "source": path,
+                "dest": f"{release}/{relative}", "source": path,
                 "mode": "0755" if os.access(path, os.X_OK) else "0644",
             }
             for relative, path in artifact.items()
@@ -319,39 +309,24 @@ def app_service_plan(services: list[dict[str, Any]], allow_from: list[str] | Non
         files.append({"dest": f"/opt/{name}/current", "state": "link", "target": f"releases/{service['version']}"})
         if service["secrets"]:
             secrets = [f"{key}={environment_value(_text(value))}" for key, value in sorted(service["secrets"].items())]
-            files.append(
-                {
-                    "dest": f"/etc/{name}/{name}.env",
-                    "template": "app.env.j2",
-                    "vars": {"__app_service_secrets": secrets},
-                    "group": user,
-                    "mode": "0640",
-                    "sensitive": True,
-                }
-            )
-        units.append(
-            {"name": f"{name}.service", "template": "app.service.j2", "vars": {"__app_service_unit": _unit(service)}}
-        )
+            files.append({
+                "dest": f"/etc/{name}/{name}.env", "template": "app.env.j2", "vars": {"__app_service_secrets": secrets},
+                "group": user, "mode": "0640", "sensitive": True,
+            })
+        units.append({
+            "name": f"{name}.service", "template": "app.service.j2", "vars": {"__app_service_unit": _unit(service)}
+        })
         restart_on = [f"/opt/{name}/*", f"/etc/{name}/*", f"/etc/systemd/system/{name}.service"]
-        watched.append(
-            {
-                "name": f"{name}.service",
-                "enabled": True,
-                "state": "started",
-                "on_change": "none",
-                "restart_on": restart_on + (["packages"] if service["packages"] else []),
-            }
-        )
+        watched.append({
+            "name": f"{name}.service", "enabled": True, "state": "started", "on_change": "none",
+            "restart_on": restart_on + (["packages"] if service["packages"] else []),
+        })
         if service.get("port") is not None:
             port = int(service["port"])
             ports[name] = port
-            firewall.append(
-                {
-                    "port": port,
-                    "from": service.get("allow_from", allow_from or []),
-                    "comment": name,
-                }
-            )
+            firewall.append({
+                "port": port, "from": service.get("allow_from", allow_from or []), "comment": name,
+            })
             if service.get("metrics"):
                 metrics.append({"job": name, "port": port, "path": service["metrics"]})
         own = _checks(service)
@@ -370,8 +345,7 @@ def app_service_plan(services: list[dict[str, Any]], allow_from: list[str] | Non
         "announce": {
             "checks": checks,
             "facts": {
-                "ports": ports,
-                "metrics": metrics,
+                "ports": ports, "metrics": metrics,
                 "versions": {service["name"]: str(service["version"]) for service in complete},
             },
         },

@@ -35,7 +35,7 @@ _SECTIONS = (
     ("route6", "ip -6 route get 2404:6800:400a:800::1012"),
     ("addresses", "ip -o addr show"),
     ("disk", "df -P -T -B1 /"),
-    ("roles", f'for i in {STATE_DIR}/roles/*.json; do echo "$i"; done'),
+    ("roles", f"for i in {STATE_DIR}/roles/*.json; do echo \"$i\"; done"),
 )
 
 

@@ -109,12 +109,9 @@ async def endpoints(session: aiohttp.ClientSession) -> None:
 
     text = (await ask(session, "GET", f"{API}/metrics")).decode()
     for line in (
-        r'http_requests_total\{method="POST",route="/items",status="201"\} \d',
-        r'route="unmatched",status="404"',
+        r'http_requests_total\{method="POST",route="/items",status="201"\} \d', r'route="unmatched",status="404"',
         r'http_request_duration_seconds_bucket\{le="0.5",method="GET",route="/health"\} \d',
-        r"http_requests_in_flight 1.0",
-        r'dependency_up\{dependency="database"\} 1.0',
-        r"build_info\{role=\"api\"",
+        r"http_requests_in_flight 1.0", r'dependency_up\{dependency="database"\} 1.0', r"build_info\{role=\"api\"",
         r'route="/items/\{id\}"',
     ):
         check(re.search(line, text) is not None, f"{line} is not in\n{text}")
@@ -146,7 +143,9 @@ async def dependencies(session: aiohttp.ClientSession) -> None:
         # Pooled connections that died behind the service's back cost no request.
         systemctl("restart", *units)
         await asyncio.sleep(0.5)
-        await asyncio.gather(*(ask(session, *route, 404 if name == "redis" else 200) for _ in range(5)))
+        await asyncio.gather(
+            *(ask(session, *route, 404 if name == "redis" else 200) for _ in range(5))
+        )
 
 
 async def stop(session: aiohttp.ClientSession) -> None:

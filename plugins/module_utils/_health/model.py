@@ -288,15 +288,10 @@ def parse_check(given: Mapping[str, Any], types: Mapping[str, CheckType], role: 
         if parsed[name] is not None and parsed[name] < 0:
             raise CheckError(f"{where}: {name}: {parsed[name]:g} is negative")
     for statistic, bounds in parsed["latency"].items():
-        if (
-            statistic not in ("p50", "p95", "p99", "max")
-            or not isinstance(bounds, Mapping)
-            or set(bounds)
-            - {
-                WARN,
-                CRIT,
-            }
-        ):
+        if statistic not in ("p50", "p95", "p99", "max") or not isinstance(bounds, Mapping) or set(bounds) - {
+            WARN,
+            CRIT,
+        }:
             raise CheckError(f"{where}: latency: {statistic}: use p50, p95, p99 or max with warn and crit")
     target = " ".join(_target(name, parsed[name]) for name in kind.target if parsed.get(name) not in (None, "", ()))
     return Check(
