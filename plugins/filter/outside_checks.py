@@ -35,9 +35,14 @@ options:
     required: true
   ca:
     description:
-      - A file with the fleet's authority, for sites with C(certificate=fleet) or C(host). What others have must be
-        trusted by the system.
+      - A file with the fleet's authority, for the sites O(issued) and those with C(certificate=host). What others have
+        must be trusted by the system.
     type: str
+  issued:
+    description: Names of the sites whose certificate is from the fleet's authority (C(certificate=fleet)).
+    type: list
+    elements: str
+    default: []
   http_port:
     description: The balancers' port for HTTP.
     type: int
@@ -77,6 +82,7 @@ def outside_checks(
     balancers: Sequence[str],
     hostvars: Mapping[str, Any],
     ca: str | None = None,
+    issued: Sequence[str] = (),
     http_port: int = 80,
     https_port: int = 443,
 ) -> list[dict[str, Any]]:
@@ -87,9 +93,9 @@ def outside_checks(
             host = f"[{address}]" if ":" in address else address
             words = f"site {site['name']} through {balancer}"
             name = site["hosts"][0]
-            # The site's own name for its certificate is what the model makes of "fleet".
-            trust: dict[str, Any] = {"ca": ca} if ca and site["certificate"] in (site["name"], "host") else {}
-            if site["certificate"] == "host":
+            own = site["certificate"] == "host"
+            trust: dict[str, Any] = {"ca": ca} if ca and (own or site["name"] in issued) else {}
+            if own:
                 trust["verify_name"] = False
             checks.append({
                 "name": f"{words} has a good certificate",
@@ -97,7 +103,7 @@ def outside_checks(
                 "host": address,
                 "port": int(https_port),
                 "server_name": name,
-                "names": [] if site["certificate"] == "host" else list(site["hosts"]),
+                "names": [] if own else list(site["hosts"]),
                 **trust,
             })  # fmt: skip
             if any(route["path"] == "/health" for route in site["routes"]):

@@ -23,7 +23,8 @@ def checks(certificate: str, **more: Any) -> dict[str, dict[str, Any]]:
         "routes": [{"path": "/", "service": "api"}],
     }]  # fmt: skip
     model = build_model(sites, SERVICES, {"app": ["api1"]}, {})
-    found = outside_checks(model, list(HOSTVARS), HOSTVARS, ca="/ca.crt", **more)
+    issued = ["api"] if certificate == "fleet" else []
+    found = outside_checks(model, list(HOSTVARS), HOSTVARS, ca="/ca.crt", issued=issued, **more)
     assert len(parse_checks([("", entry) for entry in found], TYPES)) == len(found)
     return {entry["name"]: entry for entry in found}
 
@@ -45,8 +46,9 @@ def test_every_site_through_every_balancer_and_the_address_that_they_share() -> 
 def test_who_must_be_trusted_follows_from_the_certificate() -> None:
     host = checks("host")["site api through lb1 has a good certificate"]
     assert (host["names"], host["verify_name"], host["ca"]) == ([], False, "/ca.crt")
-    given = checks("public")["site api through lb1 is healthy"]
-    assert "ca" not in given and "verify_name" not in given
+    for public in ("public", "acme"):
+        given = checks(public)["site api through lb1 is healthy"]
+        assert "ca" not in given and "verify_name" not in given
 
 
 def test_a_site_of_files_has_no_health_to_ask_for() -> None:
