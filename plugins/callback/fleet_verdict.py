@@ -31,6 +31,9 @@ ansible.cfg: |
 """
 
 import atexit
+
+# The engine of the checks uses it, and Python refuses to load it once it has begun to exit.
+import concurrent.futures.thread  # noqa: F401
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
