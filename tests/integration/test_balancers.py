@@ -305,8 +305,14 @@ class Trial:
         self.faults.append((kind, name, begun, time.monotonic()))
 
     def over(self, name: str) -> None:
-        """What the server still holds of the fault's requests is answered or lost once it works again."""
+        """What the server still holds of the fault's requests is answered or lost once it works again.
+
+        HAProxy has to find it so too: the next fault is another server's, and one that works has to be known to work.
+        """
         works(self.hosts[name])
+        wanted = f'haproxy_server_status{{proxy="api_root",server="{name}",state="UP"}} 1'
+        read = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8404/metrics').read().decode())"
+        self.hosts["lb2"].wait(f"python3 -c \"{read}\" | grep -qF '{wanted}'", 60)
         kind, _, begun, _ = self.faults[-1]
         self.faults[-1] = (kind, name, begun, time.monotonic())
 
