@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import balancer
 import check_stack
 import health
 import pki
@@ -34,6 +35,7 @@ HERE = Path(__file__).resolve().parent
 CACHE = ROOT / ".cache" / "bench"
 RESULTS = HERE / "results"
 STACK = HERE / "stack"
+BALANCER = HERE / "balancer"
 LOCAL = ROOT / "inventories" / "local"
 
 SIZES = (1, 10, 100, 300, 1000)
@@ -453,7 +455,28 @@ def measure_health(arguments: argparse.Namespace) -> None:
         write("health", health.measure(fleet, CACHE, python, arguments.repeat, tell))
 
 
-PARTS = {"fleet": measure_fleet, "stack": measure_stack, "scale": measure_scale, "health": measure_health}
+def measure_balancer(arguments: argparse.Namespace) -> None:
+    """Requests through our balancers, the distribution's, and past both, in turns."""
+    fleet = Fleet("bench-balancer", BALANCER / "inventory")
+    env = {"BENCH_PKI": str(CACHE / "pki" / "balancer"), **fleet.env}
+    job = ansible("balancer", sys.executable, BALANCER / "site.yml", [BALANCER / "inventory"], fleet, env=env)
+    with standing([fleet], arguments.keep, fresh=not arguments.keep):
+        tell("set up", job.measure("set-up", TIMEOUT_FIRST))
+        found = balancer.rounds(fleet, arguments.repeat, say)
+        versions = {}
+        for kind in ("nginx", "haproxy"):
+            told = fleet.containers()[f"{kind}-ours"].exec_run([kind, "-v"]).output.decode()
+            versions[kind] = next(iter(re.findall(r"\d+\.[\d.]*\d", told)), "")
+    write("balancer", {"versions": versions, **found})
+
+
+PARTS = {
+    "fleet": measure_fleet,
+    "stack": measure_stack,
+    "scale": measure_scale,
+    "health": measure_health,
+    "balancer": measure_balancer,
+}
 
 
 def sizes(text: str) -> list[int]:
@@ -463,7 +486,7 @@ def sizes(text: str) -> list[int]:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="tests/bench/run", description=__doc__)
     top.add_argument(
-        "parts", nargs="*", metavar="PART", help="fleet, stack, scale, health, table (default: all of them)"
+        "parts", nargs="*", metavar="PART", help="fleet, stack, scale, health, balancer, table (default: all of them)"
     )
     top.add_argument("--repeat", type=int, default=5, help="timed runs of each kind (5)")
     top.add_argument(

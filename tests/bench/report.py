@@ -131,7 +131,46 @@ def health(result: dict[str, Any]) -> list[str]:
     ]
 
 
-PARTS = {"fleet": fleet, "stack": stack, "scale": scale, "health": health}
+def balancer(result: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"{found['kind']}, {found['label']}" if found["kind"] else found["label"],
+            found["requests_per_second"],
+            *(f"{found[f'{key}_ms']:.1f} ms" for key in ("p50", "p95", "p99")),
+            f"{found['errors']:.2%}",
+            "yes" if found["meets_target"] else "no",
+        ]
+        for found in result["variants"]
+    ]
+    target = result["target"]
+    compared = [
+        [
+            kind,
+            f"{result['ours_to_default'][kind]:.2f}",
+            *(f"{cost[key]:.2f}" for key in ("TLS", "headers", "limits")),
+        ]
+        for kind, cost in result["cost"].items()
+    ]
+    words = (
+        f"Requests of 1 KiB through one balancer, {result['connections']} connections, {result['rounds']} runs of"
+        f" {result['seconds']} s each in turns (medians); the target is {target['requests_per_second']} requests/s, p95"
+        f" under {target['p95_ms']:.0f} ms, errors below {target['errors']:.1%}:"
+    )
+    return [
+        words,
+        "",
+        *_rows(["", "requests/s", "p50", "p95", "p99", "errors", "at the target"], rows),
+        "",
+        "Requests/s as shares, within each turn:",
+        "",
+        *_rows(
+            ["", "ours to default, both TLS", "TLS to plain", "with headers to without", "with limits to without"],
+            compared,
+        ),
+    ]
+
+
+PARTS = {"fleet": fleet, "stack": stack, "scale": scale, "health": health, "balancer": balancer}
 
 
 def table(results: Path) -> str:
