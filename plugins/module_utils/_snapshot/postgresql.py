@@ -197,7 +197,9 @@ class Physical(Source):
                 "the cluster has tablespaces, which cannot be restored beside the live ones; move their tables"
             )
         if self._server.ask("SELECT setting FROM pg_settings WHERE name = 'archive_command'") in ("", "/bin/true"):
-            raise Refused("PostgreSQL does not archive its log; apply role vmfleet.ops.backup")
+            raise Refused(
+                "PostgreSQL does not archive its log; commit or undo a restore, or apply role vmfleet.ops.backup"
+            )
         return int(self._server.ask("SELECT sum(pg_database_size(oid)) FROM pg_database"))
 
     def copy(self, set_id: str, full: bool) -> Member:
@@ -368,6 +370,8 @@ class Physical(Source):
             if proven["system"] != choice["system"]:
                 raise Damaged(f"{self.name}: restored system {proven['system']} instead of {choice['system']}")
             server.ask("".join(f"ALTER SYSTEM RESET {name};\n" for name in RECOVERY))
+            # Until commit the log waits: an archive that had a timeline which was then undone would lead others to it.
+            server.ask("ALTER SYSTEM SET archive_command = ''")
         finally:
             server.stop()
         os.unlink(server.log)
@@ -405,6 +409,7 @@ class Physical(Source):
             self._unit("start")
 
     def commit(self, choice: dict[str, Any]) -> None:
+        self._server.ask("ALTER SYSTEM RESET archive_command;\nSELECT pg_reload_conf();\n")
         shutil.rmtree(choice["former"], ignore_errors=True)
 
     def prune(self, keep: Sequence[Member]) -> None:
