@@ -109,14 +109,20 @@ def text(outcome: Any) -> list[str]:
     return [f"{outcome['id']}  {outcome['state']}  {outcome['sealed']}  {outcome['consistency']}  {sizes}  {members}"]
 
 
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes are those of :mod:`.model`, after sysexits.h; argparse's 2 is for a wrong command line."""
     given = _parser().parse_args(argv)
     try:
-        engine = Engine(read_settings(), say=lambda line: print(line, file=sys.stderr, flush=True))
+        engine = Engine(read_settings(), say=_say)
         outcome = COMMANDS[given.command](engine, given)
     except SnapshotError as error:
-        print(f"vmfleet-backup: {error}", file=sys.stderr)
+        _say(f"vmfleet-backup: {error}")
         return error.code
-    print(json.dumps(outcome, indent=2) if given.json else "\n".join(text(outcome)))
+    lines = [json.dumps(outcome, indent=2)] if given.json else text(outcome)
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0

@@ -64,7 +64,7 @@ class Engine:
         self.repository = open_repository(settings["repository"])
         self.catalogue = Catalogue(self.repository, self.host)
         spool = str(settings.get("spool") or f"{STATE}/spool")
-        self.context = Context(self.host, self.repository, spool, f"{STATE}/running", say)
+        self.context = Context(self.host, self.repository, spool, say)
         self.sources = load_sources(
             TYPES, self.context, settings.get("skip", []), settings.get("sources") or BACKUP_DIR
         )
@@ -101,11 +101,15 @@ class Engine:
                     if time.monotonic() >= deadline:
                         raise Busy("another snapshot or restore is at work on this host; wait for its end") from None
                     time.sleep(0.5)
-            self._settle()
-            yield
+            self.context.pid_file = f"{STATE}/running"
+            try:
+                self._settle(self.context.pid_file)
+                yield
+            finally:
+                self.context.pid_file = None
 
-    def _settle(self) -> None:
-        end_orphan(self.context.pid_file)
+    def _settle(self, pid_file: str) -> None:
+        end_orphan(pid_file)
         self._clear_spool()
         for source in self.sources:
             source.settle()
@@ -259,7 +263,9 @@ class Engine:
         sets = self.catalogue.all()
         chosen = self.catalogue.load(set_id) if set_id else self.catalogue.newest()
         choices = {}
-        for name in names or [member.source for member in chosen.members]:
+        kinds = {member.type for member in chosen.members}
+        own = [member.source for member in chosen.members if TYPES[member.type].within not in kinds]
+        for name in names or own:
             member = chosen.member(name)
             members = [entry for manifest in sets for entry in manifest.members if entry.source == name]
             choices[name] = self._source(name).choose(member, [member] if set_id else members, target)

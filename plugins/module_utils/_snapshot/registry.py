@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+from .postgresql import Physical
+from .postgresql_logical import Logical
 from .sources import Source
 
-SOURCES: tuple[type[Source], ...] = ()
+SOURCES: tuple[type[Source], ...] = (Physical, Logical)
 TYPES: dict[str, type[Source]] = {source.kind: source for source in SOURCES}

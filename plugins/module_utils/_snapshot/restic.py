@@ -61,8 +61,9 @@ class Restic:
         summaries = [entry for entry in map(json.loads, shown.splitlines()) if entry.get("message_type") == "summary"]
         if not summaries:
             raise EngineFailed(f"save {self.source} with restic: it told no summary")
-        summary: dict[str, Any] = summaries[-1]
-        return summary
+        # Before 0.15 the summary has the short form of it.
+        ids = [entry["id"] for entry in self.snapshots() if entry["id"].startswith(summaries[-1]["snapshot_id"])]
+        return {**summaries[-1], "snapshot_id": ids[-1]}
 
     def snapshots(self) -> list[dict[str, Any]]:
         """All of this source and host."""

@@ -48,9 +48,9 @@ class Context:
     host: str
     repository: Repository
     spool: str
-    # What was begun last; a run that finds it there ends the orphan of a killed one.
-    pid_file: str
     say: Callable[[str], None]
+    # Where a run notes what it has begun, for the next one to end the orphan of a killed one. Who looks has none.
+    pid_file: str | None = None
 
     def command(
         self,
@@ -86,6 +86,8 @@ class Source(abc.ABC):
     kind: ClassVar[str]
     # A dataclass: the keys of such an entry, beside type and name.
     takes: ClassVar[Any]
+    # A kind whose restore brings this one's data too; then this one is restored only when it is asked for by name.
+    within: ClassVar[str] = ""
 
     def __init__(self, name: str, options: Any, context: Context) -> None:
         self.name = name

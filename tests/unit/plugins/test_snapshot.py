@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot import cli, engine, model
+import yaml
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot import cli, engine, model, postgresql
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.catalogue import Catalogue
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.engine import Engine
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.model import (
@@ -33,10 +34,12 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.model import
     parse_time,
     unpack,
 )
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.postgresql import Physical
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.registry import TYPES
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.repository import open_repository
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.sources import Source, Target
 
+ROOT = Path(__file__).resolve().parents[3]
 SECRET = "a long and random secret"
 
 
@@ -485,3 +488,73 @@ def test_the_catalogues_of_hosts_are_apart(place: Place) -> None:
     assert made.id not in other.ids()
     with pytest.raises(NotFound, match="none at all"):
         other.load("first")
+
+
+class TestWhereARecoveryBegins:
+    """Copies a, b on timeline 1; a restore to LSN 0/400 began timeline 2, with copy d; c was made on 1 after that."""
+
+    COPIES = (("a", 1, "0/100"), ("b", 1, "0/300"), ("c", 1, "0/500"), ("d", 2, "0/600"))
+
+    @pytest.fixture
+    def cluster(self, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Physical:
+        data = tmp_path / "17"
+        (data / "pg_wal").mkdir(parents=True)
+        (data / "pg_wal" / "00000002.history").write_text("1\t0/400\tbefore 2026\n")
+        options = postgresql.Options("17", "main", 5432, "primary", str(data), "/etc")
+        cluster = Physical("postgresql", options, place.engine().context)
+        monkeypatch.setattr(cluster, "_info", lambda: {"backup": [{"label": label} for label, _, _ in self.COPIES]})
+        monkeypatch.setattr(cluster, "_timeline", lambda system: 2)
+        return cluster
+
+    def choose(self, cluster: Physical, target: Target) -> dict[str, Any]:
+        members = [
+            Member("postgresql", "postgresql", "x", label, "application", "t", f"2026-01-0{day}T00:00:00Z", 1, 1, {},
+                   {"timeline": timeline, "lsn_stop": lsn, "system": "7", "point": f"vmfleet-{label}"})
+            for day, (label, timeline, lsn) in enumerate(self.COPIES, start=1)
+        ]  # fmt: skip
+        return cluster.choose(members[1], members, target)
+
+    @pytest.mark.parametrize(
+        ("target", "label"),
+        [
+            (Target(time="2026-01-05T00:00:00Z"), "d"),
+            (Target(time="2026-01-03T12:00:00Z"), "b"),
+            (Target(time="2026-01-02T01:00:00+01:00"), "a"),
+            (Target(lsn="0/550"), "b"),
+            (Target(lsn="0/600"), "d"),
+            (Target(latest=True), "d"),
+            (Target(name="vmfleet-c"), "c"),
+            (Target(), "b"),
+        ],
+    )
+    def test_at_the_newest_copy_on_the_way_to_the_target(self, cluster: Physical, target: Target, label: str) -> None:
+        chosen = self.choose(cluster, target)
+        assert chosen["label"] == label
+        assert f"--target-timeline={1 if target.of_the_set else 2}" in chosen["arguments"]
+
+    @pytest.mark.parametrize(
+        ("target", "words"),
+        [
+            (Target(time="2026-01-01T00:00:00Z"), "before the end of the first copy, a"),
+            (Target(lsn="0/FF"), "before the end of the first copy, a"),
+            (Target(lsn="100"), "is no LSN"),
+            (Target(database="shop"), "whole clusters"),
+        ],
+    )
+    def test_what_cannot_be_had_is_refused(self, cluster: Physical, target: Target, words: str) -> None:
+        with pytest.raises(Refused, match=words):
+            self.choose(cluster, target)
+
+    def test_data_of_an_unknown_restore_are_not_touched(self, cluster: Physical) -> None:
+        Path(f"{cluster.options.data_directory}.before-restore").mkdir()
+        with pytest.raises(Refused, match="move it away"):
+            self.choose(cluster, Target(latest=True))
+
+
+def test_the_role_installs_the_whole_engine() -> None:
+    listed = yaml.safe_load((ROOT / "roles/backup/vars/main.yml").read_text())["__backup_engine_files"]
+    utils = ROOT / "plugins/module_utils"
+    wanted = [utils / "_durable.py", utils / "_host.py", *(utils / "_snapshot").glob("*.py")]
+    assert sorted(listed) == sorted(str(path.relative_to(utils)) for path in wanted)
+    for path in wanted:
+        assert "ansible" not in "".join(line for line in path.read_text().splitlines() if "import" in line), path

@@ -1,0 +1,448 @@
+# Copyright (c) vmfleet.ops maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A PostgreSQL cluster as files and log, by pgBackRest: full and incremental copies, and any moment since the first.
+
+pgBackRest's own settings, the repository and its cipher among them, stand in its configuration file; role backup writes
+it. The stanza is called like the host.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import pwd
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._host import run_command
+from .model import Damaged, EngineFailed, Member, Refused, parse_time
+from .sources import PATIENCE, Source, Target
+
+ACCOUNT = "postgres"
+SOCKETS = "/var/run/postgresql"
+# Names of sets, as restore points of the log.
+POINT = "vmfleet-"
+# Seconds until finished log is in the archive, and until a server starts or stops.
+ARCHIVED, STARTED = 300, 600
+# What a restore leaves in postgresql.auto.conf for the recovery; of no use after it.
+RECOVERY = (
+    "restore_command",
+    *(f"recovery_target{word}" for word in ("", "_time", "_name", "_lsn", "_action", "_timeline")),
+)
+STATUS = {0: "sound", 1: "no stanza", 2: "no backup", 3: "no data", 4: "another cipher", 99: "of mixed state"}
+
+
+@dataclass
+class Options:
+    """What role postgresql announces."""
+
+    version: str
+    cluster: str
+    port: int
+    role: str
+    data_directory: str
+    config_directory: str
+
+    @property
+    def binaries(self) -> str:
+        return f"/usr/lib/postgresql/{self.version}/bin"
+
+    @property
+    def unit(self) -> str:
+        return f"postgresql@{self.version}-{self.cluster}.service"
+
+
+def own_folder(path: str) -> str:
+    """An empty folder for the database's account, in place of what was there."""
+    shutil.rmtree(path, ignore_errors=True)
+    os.mkdir(path, 0o700)
+    owner = pwd.getpwnam(ACCOUNT)
+    os.chown(path, owner.pw_uid, owner.pw_gid)
+    return path
+
+
+class Server:
+    """A running server that is asked through its socket, as its superuser."""
+
+    def __init__(self, source: Source, sockets: str, port: int) -> None:
+        self.source = source
+        self.argv = [
+            f"{source.options.binaries}/psql", "-XAtq", "--set=ON_ERROR_STOP=1", f"--host={sockets}", f"--port={port}"
+        ]  # fmt: skip
+
+    def ask(self, query: str, database: str = "postgres", variables: Sequence[str] = (), timeout: float = 60) -> str:
+        """The answer, fields divided by bars. ``variables`` are psql's, as NAME=VALUE. :raises EngineFailed:"""
+        argv = [*self.argv, f"--dbname={database}", *(f"--set={pair}" for pair in variables)]
+        return self.source.context.command(
+            "ask PostgreSQL", argv, user=ACCOUNT, stdin=query, timeout=timeout
+        ).stdout.strip()
+
+
+class Scratch(Server):
+    """A server on data of its own that nobody reaches but this run; it archives nothing and is gone at the end."""
+
+    def __init__(self, source: Source, data: str) -> None:
+        super().__init__(source, data, 5432)
+        self.data = data
+        self.log = f"{data}/restore.log"
+
+    def start(self, configuration: str = "") -> None:
+        """Starts it, through its recovery. :raises EngineFailed: with the end of its log."""
+        settings = {
+            "data_directory": self.data,
+            "unix_socket_directories": self.data,
+            "listen_addresses": "",
+            "port": "5432",
+            "external_pid_file": "",
+            "logging_collector": "off",
+            "log_destination": "stderr",
+            "ssl": "off",
+            "shared_buffers": "64MB",
+            # With finished log kept, so that the server which takes over archives it, with the history of its timeline.
+            "archive_command": "",
+            "archive_timeout": "0",
+            "primary_conninfo": "",
+        }
+        if configuration:
+            settings["config_file"] = configuration
+        options = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
+        argv = [
+            f"{self.source.options.binaries}/pg_ctl", "start", "--wait", f"--timeout={STARTED}", "--silent",
+            f"--pgdata={self.data}", f"--log={self.log}", "-o", options,
+        ]  # fmt: skip
+        try:
+            self.source.context.command("start a server on what was restored", argv, user=ACCOUNT)
+        except EngineFailed as error:
+            raise self._failure(error) from error
+
+    def promoted(self) -> None:
+        """Waits for the end of its recovery. :raises EngineFailed: when it cannot reach its target."""
+        waiting = "DO $$BEGIN WHILE pg_is_in_recovery() LOOP PERFORM pg_sleep(0.1); END LOOP; END$$;"
+        try:
+            # The checkpoint writes the new timeline where it is asked for.
+            self.ask(f"{waiting} CHECKPOINT;", timeout=PATIENCE)
+        except EngineFailed as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: EngineFailed) -> EngineFailed:
+        try:
+            with open(self.log, encoding="utf-8", errors="replace") as handle:
+                said = [line.strip() for line in handle if "FATAL" in line or "PANIC" in line]
+        except OSError:
+            said = []
+        return EngineFailed(f"the restored server does not come up: {' '.join(said[-2:]) or error}")
+
+    def stop(self) -> None:
+        """Stops it, if it runs."""
+        if os.path.exists(f"{self.data}/postmaster.pid"):
+            argv = [
+                f"{self.source.options.binaries}/pg_ctl", "stop", "--wait", f"--timeout={STARTED}", "--silent",
+                "--mode=fast", f"--pgdata={self.data}",
+            ]  # fmt: skip
+            run_command({"argv": argv, "user": ACCOUNT, "timeout": STARTED})
+
+    def remove(self) -> None:
+        """Stops it and removes its data; nothing is left of it."""
+        self.stop()
+        shutil.rmtree(self.data, ignore_errors=True)
+
+
+class Physical(Source):
+    """See the module."""
+
+    kind = "postgresql"
+    takes = Options
+    options: Options
+
+    def is_member(self) -> bool:
+        return self.options.role == "primary"
+
+    @property
+    def _server(self) -> Server:
+        return Server(self, SOCKETS, self.options.port)
+
+    def _pgbackrest(self, purpose: str, *arguments: str) -> str:
+        """Runs pgBackRest for the stanza of this host. :raises EngineFailed:"""
+        argv = ["pgbackrest", f"--stanza={self.context.host}", "--log-level-console=warn", *arguments]
+        return self.context.command(purpose, argv, user=ACCOUNT).stdout
+
+    def _info(self) -> dict[str, Any]:
+        """What the repository has of this stanza. :raises Refused: when there is none that can be read."""
+        (stanza,) = json.loads(self._pgbackrest("ask pgBackRest what it has", "info", "--output=json"))
+        code = stanza["status"]["code"]
+        if code not in (0, 2):
+            raise Refused(
+                f"stanza {self.context.host} of pgBackRest: {STATUS.get(code, code)}: {stanza['status']['message']}; "
+                "apply role vmfleet.ops.backup"
+            )
+        return dict(stanza)
+
+    def _system(self) -> str:
+        return self._server.ask("SELECT system_identifier FROM pg_control_system()")
+
+    def plan(self) -> int:
+        stanza = self._info()
+        system, known = self._system(), {str(entry["system-id"]) for entry in stanza["db"]}
+        if system not in known:
+            raise Refused(
+                f"the repository holds the cluster {', '.join(sorted(known))} under the name of this host, and "
+                f"{system} runs here: restore that one, or give this one a repository of its own"
+            )
+        if self._server.ask("SELECT count(*) FROM pg_tablespace") != "2":
+            raise Refused(
+                "the cluster has tablespaces, which cannot be restored beside the live ones; move their tables"
+            )
+        if self._server.ask("SELECT setting FROM pg_settings WHERE name = 'archive_command'") in ("", "/bin/true"):
+            raise Refused(
+                "PostgreSQL does not archive its log; commit or undo a restore, or apply role vmfleet.ops.backup"
+            )
+        return int(self._server.ask("SELECT sum(pg_database_size(oid)) FROM pg_database"))
+
+    def copy(self, set_id: str, full: bool) -> Member:
+        former = {entry["label"] for entry in self._info()["backup"]}
+        kind = "full" if full else "incr"
+        self._pgbackrest("copy the cluster", "backup", f"--type={kind}")
+        (backup,) = [entry for entry in self._info()["backup"] if entry["label"] not in former]
+        if backup.get("error"):
+            raise Damaged(f"{self.name}: pages of the cluster do not agree with their checksums; see pgBackRest's log")
+        # The set's moment is a named point in the log, and the log up to it has to be in the archive.
+        point = self._server.ask("SELECT pg_create_restore_point(:'point')", variables=[f"point={POINT}{set_id}"])
+        self._pgbackrest("wait for the log in the archive", "check", f"--archive-timeout={ARCHIVED}")
+        info = backup["info"]
+        return Member(
+            source=self.name,
+            type=self.kind,
+            engine=f"pgBackRest {backup['backrest']['version']}",
+            label=backup["label"],
+            consistency="application",
+            began=_moment(backup["timestamp"]["start"]),
+            ended=_moment(backup["timestamp"]["stop"]),
+            size=info["size"],
+            stored=info["repository"].get("delta", 0),
+            details={
+                "kind": backup["type"],
+                "needs": backup.get("reference") or [],
+                "system": self._system(),
+                "version": self.options.version,
+                "timeline": int(backup["archive"]["stop"][:8], 16),
+                "lsn_start": backup["lsn"]["start"],
+                "lsn_stop": backup["lsn"]["stop"],
+                "lsn": point,
+                "point": f"{POINT}{set_id}",
+            },
+        )
+
+    def _backup(self, member: Member) -> dict[str, Any]:
+        for entry in self._info()["backup"]:
+            if entry["label"] == member.label:
+                return dict(entry)
+        raise Damaged(f"{self.name}: pgBackRest has no {member.label} any more")
+
+    def verify(self, member: Member, thorough: bool) -> dict[str, Any]:
+        self._backup(member)
+        # Reads every file of the stanza and its log, and holds it against the digests in pgBackRest's manifests.
+        try:
+            said = self._pgbackrest("verify the repository", "verify", "--output=text", "--verbose")
+        except EngineFailed as error:
+            raise Damaged(str(error)) from error
+        if f"backup: {member.label}, status: invalid" in said or "status: error" in said:
+            raise Damaged(f"{self.name}: {said.strip()[-1500:]}")
+        proven: dict[str, Any] = {"engine": "verified"}
+        if thorough:
+            choice = self.choose(member, [member], Target())
+            choice.update(staging=os.path.join(self.context.spool, self.name), former="")
+            try:
+                proven.update(self.stage(choice))
+            except EngineFailed as error:
+                raise Damaged(f"{self.name}: {member.label} does not come to life: {error}") from error
+            finally:
+                Scratch(self, choice["staging"]).remove()
+        return proven
+
+    def choose(self, member: Member, members: Sequence[Member], target: Target) -> dict[str, Any]:
+        if target.database:
+            raise Refused(f"{self.name}: restores whole clusters; for one database use source type postgresql_logical")
+        have = {entry["label"] for entry in self._info()["backup"]}
+        usable = [entry for entry in members if entry.label in have]
+        if not usable:
+            raise Damaged(f"{self.name}: pgBackRest has none of {', '.join(entry.label for entry in members)} any more")
+        timeline = self._timeline(usable[-1].details["system"])
+        if target.of_the_set:
+            chosen, arguments = member, ["--type=name", f"--target={member.details['point']}"]
+            # Its own, also when a later restore has begun another one before that point.
+            timeline = member.details["timeline"]
+        elif target.name:
+            chosen = next((entry for entry in usable if entry.details["point"] == target.name), member)
+            arguments = ["--type=name", f"--target={target.name}"]
+        elif target.time:
+            moment = parse_time(target.time)
+            usable = self._ancestors(usable, timeline)
+            chosen = self._before(usable, target.time, lambda entry: parse_time(entry.ended) < moment)
+            arguments = ["--type=time", f"--target={moment.strftime('%Y-%m-%d %H:%M:%S.%f+00')}"]
+        elif target.lsn:
+            wanted = _lsn(target.lsn)
+            usable = self._ancestors(usable, timeline)
+            chosen = self._before(usable, target.lsn, lambda entry: _lsn(entry.details["lsn_stop"]) <= wanted)
+            arguments = ["--type=lsn", f"--target={target.lsn}"]
+        else:
+            chosen, arguments = self._ancestors(usable, timeline)[-1], ["--type=default"]
+        if not target.latest:
+            arguments.append("--target-action=promote")
+        if timeline:
+            arguments.append(f"--target-timeline={timeline}")
+        data = self.options.data_directory
+        former = f"{data}.before-restore"
+        if os.path.lexists(former):
+            raise Refused(f"{former} is there, and no restore is open that made it; move it away")
+        return {
+            "label": chosen.label,
+            "arguments": arguments,
+            "system": chosen.details["system"],
+            "data": data,
+            "staging": f"{data}.restored",
+            "former": former,
+        }
+
+    def _timeline(self, system: str) -> int:
+        """The timeline of the data that are live, or 0 when they are of another cluster: then the latest one counts.
+
+        The archive may know later ones, of restores that were undone.
+        """
+        argv = [f"{self.options.binaries}/pg_controldata", self.options.data_directory]
+        outcome = run_command({"argv": argv, "user": ACCOUNT, "timeout": 60})
+        fields = dict(line.partition(":")[::2] for line in outcome.stdout.splitlines())
+        if fields.get("Database system identifier", "").strip() != system:
+            return 0
+        return int(fields["Latest checkpoint's TimeLineID"])
+
+    def _ancestors(self, members: Sequence[Member], timeline: int) -> list[Member]:
+        """Without the copies of what a restore has left behind: made on another timeline, after the live one left it.
+
+        :raises Refused: when none is left.
+        """
+        forks = {timeline: sys.maxsize}
+        try:
+            path = f"{self.options.data_directory}/pg_wal/{timeline:08X}.history"
+            with open(path, encoding="utf-8") as handle:
+                rows = [line.split("\t") for line in handle if line.strip()]
+            forks.update({int(row[0]): _lsn(row[1]) for row in rows})
+        except FileNotFoundError:
+            if timeline != 1:
+                return list(members)
+        found = [
+            entry for entry in members if _lsn(entry.details["lsn_stop"]) <= forks.get(entry.details["timeline"], -1)
+        ]
+        if not found:
+            raise Refused(f"{self.name}: no copy is of timeline {timeline}; name a set to restore")
+        return found
+
+    def _before(self, members: Sequence[Member], what: str, serves: Callable[[Member], bool]) -> Member:
+        found = [member for member in members if serves(member)]
+        if not found:
+            first = members[0]
+            raise Refused(
+                f"{self.name}: {what} lies before the end of the first copy, {first.label} "
+                f"({first.ended}, LSN {first.details['lsn_stop']}); nothing was changed"
+            )
+        return found[-1]
+
+    def stage(self, choice: dict[str, Any]) -> dict[str, Any]:
+        staging = choice["staging"]
+        self._room(choice)
+        Scratch(self, staging).remove()
+        own_folder(staging)
+        self._pgbackrest(
+            "restore the cluster", "restore", f"--set={choice['label']}", *choice["arguments"], f"--pg1-path={staging}"
+        )
+        # The recovery happens here, beside the live server: a target that the log does not reach changes nothing.
+        server = Scratch(self, staging)
+        try:
+            server.start(f"{self.options.config_directory}/postgresql.conf")
+            server.promoted()
+            proven = dict(zip(("system", "timeline", "lsn"), server.ask(
+                "SELECT system_identifier, timeline_id, pg_current_wal_lsn()"
+                " FROM pg_control_system(), pg_control_checkpoint()"
+            ).split("|")))  # fmt: skip
+            if proven["system"] != choice["system"]:
+                raise Damaged(f"{self.name}: restored system {proven['system']} instead of {choice['system']}")
+            server.ask("".join(f"ALTER SYSTEM RESET {name};\n" for name in RECOVERY))
+            # Until commit the log waits: an archive that had a timeline which was then undone would lead others to it.
+            server.ask("ALTER SYSTEM SET archive_command = ''")
+        finally:
+            server.stop()
+        os.unlink(server.log)
+        return proven
+
+    def _room(self, choice: dict[str, Any]) -> None:
+        (entry,) = [entry for entry in self._info()["backup"] if entry["label"] == choice["label"]]
+        place = os.path.dirname(choice["staging"])
+        free = shutil.disk_usage(place).free
+        if free < entry["info"]["size"]:
+            raise Refused(
+                f"{place} has {free} B free, and the cluster of {choice['label']} takes {entry['info']['size']} B "
+                "beside the live one; make room"
+            )
+
+    def _unit(self, verb: str) -> None:
+        self.context.command(f"{verb} {self.options.unit}", ["systemctl", verb, self.options.unit], timeout=STARTED)
+
+    def swap(self, choice: dict[str, Any]) -> None:
+        self._unit("stop")
+        if os.path.isdir(choice["data"]):
+            os.rename(choice["data"], choice["former"])
+        os.rename(choice["staging"], choice["data"])
+        self._unit("start")
+        self._server.ask("SELECT 1")
+
+    def undo(self, choice: dict[str, Any]) -> None:
+        if os.path.isdir(choice["former"]):
+            self._unit("stop")
+            if os.path.isdir(choice["data"]):
+                os.rename(choice["data"], choice["staging"])
+            os.rename(choice["former"], choice["data"])
+        Scratch(self, choice["staging"]).remove()
+        if os.path.isdir(choice["data"]):
+            self._unit("start")
+
+    def commit(self, choice: dict[str, Any]) -> None:
+        self._server.ask("ALTER SYSTEM RESET archive_command;\nSELECT pg_reload_conf();\n")
+        shutil.rmtree(choice["former"], ignore_errors=True)
+
+    def prune(self, keep: Sequence[Member]) -> None:
+        needed = {member.label for member in keep} | {label for member in keep for label in member.details["needs"]}
+        try:
+            stanza = self._info()
+        except Refused:
+            return  # no stanza, nothing to remove
+        full = [entry["label"] for entry in stanza["backup"] if entry["type"] == "full"]
+        if not needed & set(full):
+            # The last full one stays until there is another one: pgBackRest insists.
+            needed |= set(full[-1:])
+        unwanted = [entry["label"] for entry in stanza["backup"] if entry["label"] not in needed]
+        # What builds on others goes before them.
+        for label in sorted(unwanted, reverse=True):
+            self._pgbackrest("remove a backup", "expire", f"--set={label}")
+        if unwanted:
+            # Log from before the oldest one that is left.
+            left = len(set(full) & needed)
+            self._pgbackrest("remove log", "expire", f"--repo1-retention-full={left}")
+
+
+def _moment(seconds: float) -> str:
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _lsn(text: str) -> int:
+    """A position in the log, such as 0/16B3748, as a number. :raises Refused: for anything else."""
+    high, slash, low = text.partition("/")
+    try:
+        if not slash:
+            raise ValueError
+        return (int(high, 16) << 32) + int(low, 16)
+    except ValueError:
+        raise Refused(f"{text!r} is no LSN; give one such as 0/16B3748") from None
