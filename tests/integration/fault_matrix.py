@@ -27,6 +27,8 @@ REDIS = "REDISCLI_AUTH=$(cat /etc/redis/auth) redis-cli --tls --cacert /etc/vmfl
 PSQL = "cd / && runuser -u postgres -- psql -XAtq -c"
 DATABASE = "postgresql@17-main"
 PGBOUNCER = "cd / && runuser -u postgres -- psql -XAtq -h /run/pgbouncer -p 6432 -U pgbouncer -d pgbouncer -c"
+# Whether it then is ready is what verify is to find out.
+RESTART = "systemctl restart --no-block api; for i in $(seq 90); do sleep 1; systemctl is-active -q api && break; done"
 # What applications and balancers see of a data tier that does not work.
 TIERS = (r"api\d: app_service: \w+ is ready", r"lb\d: \w+: (nginx|HAProxy) has its servers", "fleet: balancers")
 TARGETS = ("mon1: prometheus: Prometheus reaches its targets",)
@@ -157,7 +159,7 @@ HOST_AND_UNITS = [
         "a file system out of inodes",
         "lb2",
         "mkdir -p /srv/fault && mount -t tmpfs -o size=1m,nr_inodes=20 tmpfs /srv/fault;"
-        " for i in $(seq 30); do : >/srv/fault/$i || break; done 2>/dev/null; :",
+        " for i in $(seq 30); do touch /srv/fault/$i 2>/dev/null || break; done",
         "umount /srv/fault",
         "lb2: base: the disks have inodes",
         "100.0 % of the inodes of /srv/fault",
@@ -214,7 +216,7 @@ DATA_AND_CONFIGURATION = [
         "cp -p /root/host.crt /etc/vmfleet/tls/",
         "lb1: tls: .*certificate",
         "expire",
-        ("lb1: tls: .*certificate",),
+        (r"lb1: \w+: .*certificate",),
     ),
     Fault(
         "host certificate of a stranger",
@@ -223,14 +225,13 @@ DATA_AND_CONFIGURATION = [
         "cp -p /root/host.crt /etc/vmfleet/tls/",
         "lb2: tls: .*certificate",
         "self.signed",
-        ("lb2: tls: .*certificate",),
+        (r"lb2: \w+: .*certificate",),
     ),
     Fault(
         "application with a wrong database password",
         "api1",
-        "cp -p /etc/api/api.env /root/ && sed -i 's/^PGPASSWORD=.*/PGPASSWORD=wrong/' /etc/api/api.env"
-        " && systemctl restart api",
-        "cp -p /root/api.env /etc/api/ && systemctl restart api",
+        f"cp -p /etc/api/api.env /root/ && sed -i 's/^PGPASSWORD=.*/PGPASSWORD=wrong/' /etc/api/api.env; {RESTART}",
+        f"cp -p /root/api.env /etc/api/; {RESTART}",
         "api1: app_service: api is ready",
         "database",
         (*TIERS[1:], *TARGETS),

@@ -66,7 +66,7 @@ def verify(folder: Path, *options: str, silence: float = 300) -> tuple[int, dict
     :param silence: seconds until a host is given up.
     """
     arguments = ["-e", f"verify_report={folder}", "-e", f"verify_timeout={silence:.0f}", *options]
-    run = site(folder, *arguments, playbook="verify", env={"ANSIBLE_SSH_RETRIES": "0", "ANSIBLE_TIMEOUT": "5"})
+    run = site(folder, *arguments, playbook="verify", env={"ANSIBLE_SSH_RETRIES": "0", "ANSIBLE_TIMEOUT": "60"})
     report = folder / "verdict.json"
     assert report.exists(), run.output[-6000:]
     return run.rc, json.loads(report.read_text()), run.output
