@@ -34,6 +34,8 @@ TABLE = ROOT / "tests" / "output" / "verify-faults.txt"
 DEADLINE = 30.0
 # Seconds that the fleet has to be green again.
 RECOVERY = 240.0
+# Whoever is outside sees it too when a service inside is broken; nothing of it is seen on the healthy fleet.
+OUTSIDE = r"outside: .*"
 # The machine's own load is the load of every container on it.
 MACHINE = re.compile(r"\w+: base: processors keep up")
 
@@ -66,7 +68,7 @@ def verify(folder: Path, *options: str, silence: float = 300) -> tuple[int, dict
     :param silence: seconds until a host is given up.
     """
     arguments = ["-e", f"verify_report={folder}", "-e", f"verify_timeout={silence:.0f}", *options]
-    run = site(folder, *arguments, playbook="verify", env={"ANSIBLE_SSH_RETRIES": "0", "ANSIBLE_TIMEOUT": "5"})
+    run = site(folder, *arguments, playbook="verify", env={"ANSIBLE_SSH_RETRIES": "0", "ANSIBLE_TIMEOUT": "60"})
     report = folder / "verdict.json"
     assert report.exists(), run.output[-6000:]
     return run.rc, json.loads(report.read_text()), run.output
@@ -158,7 +160,7 @@ class Batch:
                 table.write(f"{fault.host + ': ' + fault.what:<62} {named[0]:<75} {named[1]['state']:<8} {message}\n")
         shown = json.dumps({name: problem["message"] for name, problem in left.items()}, indent=1)
         assert not unnoticed, f"unnoticed: {unnoticed}\nreported: {shown}"
-        expected = [pattern for fault in faults for pattern in (fault.names, *fault.also)]
+        expected = [OUTSIDE, *(pattern for fault in faults for pattern in (fault.names, *fault.also))]
         alarms = [name for name in left if not any(re.match(pattern, name) for pattern in expected)]
         assert not alarms, f"false alarms: {alarms}\nreported: {shown}"
 
