@@ -19,6 +19,19 @@ MODULE = "vmfleet.ops.lb_server"
 AT_ONCE = 20
 
 
+def thread_context() -> contextvars.Context:
+    """What templating in a thread needs of the context here, such as the task; a thread inherits nothing by itself.
+
+    The broker of accesses to values has to be each thread's own, and is made where it is missing: of threads that share
+    one, some end in an error.
+    """
+    context = contextvars.Context()
+    for variable, value in contextvars.copy_context().items():
+        if variable.name != "AnsibleAccessContext":
+            context.run(variable.set, value)
+    return context
+
+
 class ActionModule(ActionBase):
     """See the documentation of the module of the same name."""
 
@@ -120,9 +133,8 @@ class ActionModule(ActionBase):
             except AnsibleError as error:
                 return {"failed": True, "msg": str(error)}
 
-        # Templating finds its task in the context, which a thread does not inherit.
         with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
-            jobs = {name: pool.submit(contextvars.copy_context().run, one, name) for name in args}
+            jobs = {name: pool.submit(thread_context().run, one, name) for name in args}
             return {name: job.result() for name, job in jobs.items()}
 
     def _on(self, name: str, args: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:

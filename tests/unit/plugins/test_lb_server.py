@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import http.server
 import socket
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar
+from ansible_collections.vmfleet.ops.plugins.action.lb_server import thread_context
 from ansible_collections.vmfleet.ops.plugins.module_utils import _lb_server as lb
 from ansible_collections.vmfleet.ops.plugins.module_utils._host import CommandError
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._role_sources import trusted
 
 NGINX = """# Managed by vmfleet.ops (nginx); changes made by hand are undone.
 
@@ -149,3 +155,19 @@ class TestNginx:
         with pytest.raises(CommandError):
             lb.Nginx().apply("app1", {"api": {"state": "drain", "weight": 100}})
         assert self.state.read_text() == "ws app1 drain 100\n"
+
+
+def test_templating_in_threads_keeps_to_itself() -> None:
+    templar = Templar(loader=DataLoader(), variables={"inner": trusted("{{ [1, 2] | map('string') | list }}")})
+    assert templar.template(trusted("{{ inner }}")) == ["1", "2"]
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            jobs = [
+                pool.submit(thread_context().run, templar.template, trusted("{{ inner | join(',') }}"))
+                for _number in range(200)
+            ]
+            assert {job.result() for job in jobs} == {"1,2"}
+    finally:
+        sys.setswitchinterval(switch)
