@@ -445,8 +445,12 @@ def test_no_request_is_lost_while_servers_fail_and_balancers_change(hosts: dict[
         for step in itertools.cycle(steps):
             step()
             time.sleep(1)
-            if time.monotonic() > begun + LOAD_SECONDS and trial.done["reconfigured"] >= 2:
+            seconds = time.monotonic() - begun
+            # A machine too busy to send as fast as wanted takes longer for as many requests.
+            sent_all = all(len(load.answers) >= LOAD_RATE * LOAD_SECONDS for load in loads.values())
+            if seconds > LOAD_SECONDS and sent_all and trial.done["reconfigured"] >= 2:
                 break
+            assert seconds < 3 * LOAD_SECONDS, [load.counts() for load in loads.values()]
     seconds = time.monotonic() - begun
     held = {key: socket.finish() for key, socket in sockets.items()}
 
@@ -456,7 +460,6 @@ def test_no_request_is_lost_while_servers_fail_and_balancers_change(hosts: dict[
         tag for name in servers(hosts) for tag in hosts[name].sh(f"cat /run/echo-{name}-posts || true").split()
     )
     for name, load in loads.items():
-        sent = Counter(answer.method for answer in load.answers)
         lost = [answer for answer in load.answers if answer.status != 200]
         reasons = Counter(trial.culprit(answer, name) for answer in lost if answer.method == "POST")
         unexplained = [answer for answer in lost if answer.method == "GET" or not trial.culprit(answer, name)]
@@ -470,7 +473,6 @@ def test_no_request_is_lost_while_servers_fail_and_balancers_change(hosts: dict[
         failures += [f"{name}: {answer}" for answer in unexplained]
         failures += [f"{name}: {tag} was done twice" for tag in twice]
         failures += [f"{name}: {tag} was answered with 200 and never done" for tag in unsaid]
-        assert sent.total() >= 0.95 * LOAD_RATE * LOAD_SECONDS, sent
     for (name, every), stood in held.items():
         said = sockets[name, every].messages
         report.append(
