@@ -31,9 +31,7 @@ ansible.cfg: |
 """
 
 import atexit
-
-# The engine of the checks uses it, and Python refuses to load it once it has begun to exit.
-import concurrent.futures.thread  # noqa: F401
+import importlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,6 +42,9 @@ from ansible.plugins.callback import CallbackBase
 from ansible.template import Templar
 
 NAMES = ("vmfleet.ops.fleet_verdict", "fleet_verdict")
+
+# The engine of the checks uses it, and Python refuses to load it once it has begun to exit.
+importlib.import_module("concurrent.futures.thread")
 
 
 class CallbackModule(CallbackBase):
