@@ -41,6 +41,7 @@ class Load:
 
     :ivar rate: requests a second.
     :ivar tag: what each request carries as its query, with a number; nothing without.
+    :ivar errors: why there was no answer, by tag.
     """
 
     address: str
@@ -49,7 +50,7 @@ class Load:
     rate: float = 25
     tag: str = ""
     answers: list[Answer] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
+    errors: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
@@ -81,7 +82,7 @@ class Load:
             status, name = await asyncio.wait_for(self._ask(method, tag), CLIENT_TIMEOUT)
         except (OSError, asyncio.TimeoutError, asyncio.IncompleteReadError, ValueError, IndexError) as error:
             status, name = 0, ""
-            self.errors.append(f"{method} {tag}: {type(error).__name__}: {error}")
+            self.errors[tag] = f"{type(error).__name__}: {error}"
         self.answers.append(Answer(method, status, name, begun, time.monotonic() - begun, tag))
 
     async def _ask(self, method: str, tag: str) -> tuple[int, str]:

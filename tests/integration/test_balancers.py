@@ -294,7 +294,12 @@ class Trial:
     inventory: Path
     faults: list[tuple[str, str, float, float]] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
+    steps: list[tuple[float, str]] = field(default_factory=list)
     more: bool = False
+
+    def step_at(self, moment: float) -> str:
+        """The step that had begun last."""
+        return max((step for step in self.steps if step[0] <= moment), default=(0.0, "nothing"))[1]
 
     @contextlib.contextmanager
     def fault(self, kind: str, name: str, seconds: float) -> Iterator[Member]:
@@ -425,25 +430,26 @@ def test_no_request_is_lost_while_servers_fail_and_balancers_change(hosts: dict[
     sockets = {
         (host.name, every): WebSocket(address(host), NAME, "/ws", every) for host in both(hosts) for every in (0, 30)
     }
-    steps: list[Callable[[], None]] = [
-        lambda: trial.stopped("app1"),
+    steps: list[tuple[Callable[..., None], tuple[str, ...]]] = [
+        (trial.stopped, ("app1",)),
         # Close together: the next fault comes before the balancers have forgotten the last. One server always works.
-        lambda: trial.stopped("app2"),
-        lambda: trial.killed("app1"),
-        lambda: trial.killed("app2"),
-        trial.reloaded,
-        lambda: trial.frozen("app2"),
-        trial.reconfigured,
-        lambda: trial.unreachable("app1"),
-        trial.misconfigured,
-        lambda: trial.restarted_while_drained("app2"),
+        (trial.stopped, ("app2",)),
+        (trial.killed, ("app1",)),
+        (trial.killed, ("app2",)),
+        (trial.reloaded, ()),
+        (trial.frozen, ("app2",)),
+        (trial.reconfigured, ()),
+        (trial.unreachable, ("app1",)),
+        (trial.misconfigured, ()),
+        (trial.restarted_while_drained, ("app2",)),
     ]
     begun = time.monotonic()
     with contextlib.ExitStack() as sending:
         for load in loads.values():
             sending.enter_context(load)
-        for step in itertools.cycle(steps):
-            step()
+        for step, names in itertools.cycle(steps):
+            trial.steps.append((time.monotonic(), " ".join((step.__name__, *names))))
+            step(*names)
             time.sleep(1)
             seconds = time.monotonic() - begun
             # A machine too busy to send as fast as wanted takes longer for as many requests.
@@ -470,7 +476,10 @@ def test_no_request_is_lost_while_servers_fail_and_balancers_change(hosts: dict[
             f" {load.counts()}, {load.latency()} ms; POSTs lost with a server: {dict(reasons) or 'none'};"
             f" POSTs done twice: {len(twice)}"
         )
-        failures += [f"{name}: {answer}" for answer in unexplained]
+        failures += [
+            f"{name}, {trial.step_at(answer.begun)}: {answer} {load.errors.get(answer.tag, '')}"
+            for answer in unexplained
+        ]
         failures += [f"{name}: {tag} was done twice" for tag in twice]
         failures += [f"{name}: {tag} was answered with 200 and never done" for tag in unsaid]
     for (name, every), stood in held.items():

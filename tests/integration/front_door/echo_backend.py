@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import io
 import json
 import sys
 import time
@@ -29,6 +30,9 @@ class Echo(BaseHTTPRequestHandler):
     asked_for: ClassVar[set[str | None]] = set()
 
     def answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
+        # In one piece: an answer that has begun when its server is killed or frozen is lost, whoever balances.
+        connection, whole = self.wfile, io.BytesIO()
+        self.wfile = whole
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -36,7 +40,9 @@ class Echo(BaseHTTPRequestHandler):
         self.send_header("Access-Control-Allow-Origin", "*")
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            whole.write(body)
+        self.wfile = connection
+        connection.write(whole.getvalue())
 
     def body(self) -> bytes:
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
