@@ -132,7 +132,7 @@ def main() -> int:
         "lint": lambda: static("lint"),
         "sanity": lambda: static("sanity"),
         "unit": lambda: pytest("unit", "-n", "auto"),
-        "integration": lambda: pytest("integration"),
+        "integration": lambda: pytest("integration", "-n", "2", "--dist", "loadgroup", "--durations=25"),
         "molecule": lambda: molecule(arguments.role),
     }
     total = Tally()

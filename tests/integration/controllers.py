@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from pathlib import Path
@@ -22,15 +23,23 @@ def controller(python: Path | str, *requirements: str) -> Path:
     """The home of a virtual environment with these requirements."""
     words = [Path(word).name if "/" in word else word for word in requirements if word != "-r"]
     home = CACHE / "-".join(words).replace("==", "-").replace("*", "x")
-    if not (home / "ready").exists():
-        for command in (
-            [str(python), "-m", "venv", "--clear", str(home)],
-            [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", *requirements],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-        (home / "ready").touch()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        # Tests of another fleet may want the same one at this moment.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "ready").exists():
+            _make(home, python, requirements)
     return home
+
+
+def _make(home: Path, python: Path | str, requirements: tuple[str, ...]) -> None:
+    for command in (
+        [str(python), "-m", "venv", "--clear", str(home)],
+        [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", *requirements],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    (home / "ready").touch()
 
 
 def interpreter(*versions: str) -> Path:

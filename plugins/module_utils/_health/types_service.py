@@ -19,6 +19,11 @@ from .types_net import TLS_KEYS, connect, fetch, wrap
 
 # -- PostgreSQL ---------------------------------------------------------------------------------------------------
 
+# The receiver calls itself streaming before it has asked for anything, and again each time that the primary refuses it.
+# Until a message has come, both times are the one of its start; a message always comes, because it asks for WAL from the
+# beginning of a segment on.
+STREAMING = "pg_stat_wal_receiver WHERE status = 'streaming' AND last_msg_send_time <> last_msg_receipt_time"
+
 # Each gives one number and words on it. Percentages of 2^31 transactions and of max_connections.
 MEASURES = {
     "connections": """SELECT round(100.0 * count(*) / current_setting('max_connections')::int, 1),
@@ -36,9 +41,9 @@ MEASURES = {
         FROM pg_replication_slots WHERE NOT active""",
     "replicas": """SELECT count(*), coalesce('streaming to ' || string_agg(application_name, ', '), 'streaming to none')
         FROM pg_stat_replication WHERE state = 'streaming'""",
-    "replication_lag": """SELECT greatest(0, pg_wal_lsn_diff(latest_end_lsn, pg_last_wal_replay_lsn())),
+    "replication_lag": f"""SELECT greatest(0, pg_wal_lsn_diff(latest_end_lsn, pg_last_wal_replay_lsn())),
         status || ', last word ' || round(extract(epoch FROM clock_timestamp() - last_msg_receipt_time)) || ' s ago'
-        FROM pg_stat_wal_receiver WHERE status = 'streaming'""",
+        FROM {STREAMING}""",
     "archiver": """SELECT CASE WHEN last_failed_time > coalesce(last_archived_time, '-infinity') THEN 1 ELSE 0 END,
         archived_count || ' archived, ' || failed_count || ' failed' FROM pg_stat_archiver""",
     "settings": """SELECT count(*), coalesce(string_agg(problem, '; '), 'files and server agree') FROM (
@@ -51,10 +56,10 @@ MEASURES = {
 UNITS = {"connections": " %", "transaction_age": " s", "wraparound": " %", "slots": " B", "replication_lag": " B"}
 # What is wrong without any threshold.
 DEFAULTS = {"archiver": {"ge": 1}, "settings": {"ge": 1}, "connections": 95, "wraparound": 50}
-ROLE = """SELECT CASE WHEN pg_is_in_recovery() THEN 'replica' ELSE 'primary' END, current_setting('server_version'),
+ROLE = f"""SELECT CASE WHEN pg_is_in_recovery() THEN 'replica' ELSE 'primary' END, current_setting('server_version'),
     CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
     (SELECT system_identifier FROM pg_control_system()),
-    (SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming')"""
+    (SELECT count(*) FROM {STREAMING})"""
 
 
 def _rows(check: Check, shared: Shared, query: str, default_user: str | None = None) -> list[list[str]]:
