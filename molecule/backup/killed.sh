@@ -6,15 +6,16 @@ sets() { vmfleet-backup --json list | python3 -c 'import json, sys; print(*(one[
 labels() { runuser -u postgres -- pgbackrest info --output=json | grep -o '"label":"[^"]*"' | sort; }
 die() { echo "$*" >&2; exit 1; }
 cd /
+only='--only postgresql,postgresql_logical'
 before=$(sets)
 labels=$(labels)
 
 for point in copied-postgresql seal; do
-    ! VMFLEET_FAIL_AT=$point vmfleet-backup snapshot broken 2>/dev/null || die "was not killed at $point"
+    ! VMFLEET_FAIL_AT=$point vmfleet-backup snapshot $only broken 2>/dev/null || die "was not killed at $point"
     [ "$(sets)" = "$before" ] || die "killed at $point: sets are $(sets) instead of $before"
 done
 # In the middle of pgBackRest's own work, which lives on for a moment; the next run ends it.
-vmfleet-backup snapshot --full broken 2>/dev/null &
+vmfleet-backup snapshot $only --full broken 2>/dev/null &
 run=$!
 until pgrep -f 'pgbackrest .* backup ' >/dev/null; do
     kill -0 $run 2>/dev/null || die "the copy ended before it could be killed"
@@ -26,7 +27,7 @@ wait $run 2>/dev/null || true
 runuser -u postgres -- psql -XAtqc 'CREATE TABLE frozen (); DROP TABLE frozen' || die "the database is frozen"
 
 for point in restore-swapping swapped-postgresql; do
-    ! VMFLEET_FAIL_AT=$point vmfleet-backup restore first --yes 2>/dev/null || die "was not killed at $point"
+    ! VMFLEET_FAIL_AT=$point vmfleet-backup restore first --only postgresql --yes 2>/dev/null || die "was not killed at $point"
     # Settles what was left, and then finds nothing that is open.
     rc=0; vmfleet-backup undo || rc=$?
     [ $rc = 64 ] || die "killed at $point: the next run ended with $rc"
@@ -34,6 +35,6 @@ for point in restore-swapping swapped-postgresql; do
         die "killed at $point: the former data are not back"
 done
 [ "$(labels)" = "$labels" ] || die "copies are left: $(labels) instead of $labels"
-vmfleet-backup snapshot after
+vmfleet-backup snapshot $only after
 vmfleet-backup remove after
 [ "$(sets)" = "$before" ] || die "sets are $(sets) instead of $before"

@@ -27,7 +27,7 @@ options:
     type: str
     default: ""
   sources:
-    description: Sources to restore; by default all of the set.
+    description: Sources to restore; by default all of the set, and for a point in time those that have such points.
     type: list
     elements: str
     default: []

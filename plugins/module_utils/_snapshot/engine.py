@@ -28,8 +28,8 @@ STATE = "/var/lib/vmfleet/backup"
 LOCK = "/run/vmfleet-backup.lock"
 TEXTFILE = "/var/lib/prometheus/node-exporter/vmfleet_backup.prom"
 JOURNAL = f"{STATE}/restore.json"
-# The phase of a restore that only an operator ends.
-SWAPPED = "swapped"
+# The phase of a restore that only an operator ends, and the one from which there is no way back.
+SWAPPED, COMMITTING = "swapped", "committing"
 FAULTS = (SnapshotError, OSError)
 
 
@@ -102,6 +102,7 @@ class Engine:
                         raise Busy("another snapshot or restore is at work on this host; wait for its end") from None
                     time.sleep(0.5)
             self.context.pid_file = f"{STATE}/running"
+            self.context.done.clear()
             try:
                 self._settle(self.context.pid_file)
                 yield
@@ -114,7 +115,9 @@ class Engine:
         for source in self.sources:
             source.settle()
         entry = self.pending()
-        if entry is not None and entry["phase"] != SWAPPED:
+        if entry is not None and entry["phase"] == COMMITTING:
+            self._commit(entry)
+        elif entry is not None and entry["phase"] != SWAPPED:
             self.say(f"undoing a restore of set {entry['set']} that was ended in the middle")
             self._undo(entry)
         if self.catalogue.ids("copying"):
@@ -241,6 +244,11 @@ class Engine:
         write_durably(JOURNAL, json.dumps({**entry, "phase": phase}).encode())
         _fail_point(f"restore-{phase}")
 
+    def _commit(self, entry: Mapping[str, Any]) -> None:
+        for name, choice in entry["choices"].items():
+            self._source(name).commit(choice)
+        os.unlink(JOURNAL)
+
     def _undo(self, entry: Mapping[str, Any]) -> None:
         for name, choice in entry["choices"].items():
             self._source(name).undo(choice)
@@ -249,7 +257,8 @@ class Engine:
     def choose(self, set_id: str = "", names: Sequence[str] = (), target: Target | None = None) -> dict[str, Any]:
         """What a restore would do: the set, and for each source the engine's choice. Changes nothing.
 
-        Without a set it is the newest one for its own moment; another moment may come from an earlier one.
+        Without a set it is the newest one for its own moment; another moment may come from an earlier one, and is that
+        of the sources which have such moments.
 
         :raises Refused: when the target cannot be had, or another restore is open.
         """
@@ -264,7 +273,13 @@ class Engine:
         chosen = self.catalogue.load(set_id) if set_id else self.catalogue.newest()
         choices = {}
         kinds = {member.type for member in chosen.members}
-        own = [member.source for member in chosen.members if TYPES[member.type].within not in kinds]
+        own = [
+            member.source
+            for member in chosen.members
+            if TYPES[member.type].within not in kinds and (target.of_the_set or TYPES[member.type].moments)
+        ]
+        if not names and not own:
+            raise Refused(f"nothing in set {chosen.id} can be restored to another moment than that of a set")
         for name in names or own:
             member = chosen.member(name)
             members = [entry for manifest in sets for entry in manifest.members if entry.source == name]
@@ -308,9 +323,9 @@ class Engine:
             if entry is None:
                 return None
             if keep:
-                for name, choice in entry["choices"].items():
-                    self._source(name).commit(choice)
-                os.unlink(JOURNAL)
+                # Former data of which a part is gone must never come back.
+                self._note(entry, COMMITTING)
+                self._commit(entry)
             else:
                 self._undo(entry)
         return entry

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._host import run_command
+from .beside import STAGING, STARTED, Beside
 from .model import Damaged, EngineFailed, Member, Refused, parse_time
 from .sources import PATIENCE, Source, Target
 
@@ -26,8 +27,8 @@ ACCOUNT = "postgres"
 SOCKETS = "/var/run/postgresql"
 # Names of sets, as restore points of the log.
 POINT = "vmfleet-"
-# Seconds until finished log is in the archive, and until a server starts or stops.
-ARCHIVED, STARTED = 300, 600
+# Seconds until finished log is in the archive.
+ARCHIVED = 300
 # What a restore leaves in postgresql.auto.conf for the recovery; of no use after it.
 RECOVERY = (
     "restore_command",
@@ -155,6 +156,7 @@ class Physical(Source):
     """See the module."""
 
     kind = "postgresql"
+    moments = True
     takes = Options
     options: Options
 
@@ -254,7 +256,7 @@ class Physical(Source):
         proven: dict[str, Any] = {"engine": "verified"}
         if thorough:
             choice = self.choose(member, [member], Target())
-            choice.update(staging=os.path.join(self.context.spool, self.name), former="")
+            choice.update(staging=os.path.join(self.context.spool, self.name))
             try:
                 proven.update(self.stage(choice))
             except EngineFailed as error:
@@ -295,16 +297,14 @@ class Physical(Source):
         if timeline:
             arguments.append(f"--target-timeline={timeline}")
         data = self.options.data_directory
-        former = f"{data}.before-restore"
-        if os.path.lexists(former):
-            raise Refused(f"{former} is there, and no restore is open that made it; move it away")
+        places = {data: data + STAGING}
         return {
             "label": chosen.label,
             "arguments": arguments,
             "system": chosen.details["system"],
-            "data": data,
-            "staging": f"{data}.restored",
-            "former": former,
+            "staging": places[data],
+            "places": places,
+            "existed": self._beside.choose(places),
         }
 
     def _timeline(self, system: str) -> int:
@@ -379,38 +379,23 @@ class Physical(Source):
 
     def _room(self, choice: dict[str, Any]) -> None:
         (entry,) = [entry for entry in self._info()["backup"] if entry["label"] == choice["label"]]
-        place = os.path.dirname(choice["staging"])
-        free = shutil.disk_usage(place).free
-        if free < entry["info"]["size"]:
-            raise Refused(
-                f"{place} has {free} B free, and the cluster of {choice['label']} takes {entry['info']['size']} B "
-                "beside the live one; make room"
-            )
+        self.context.room(choice["staging"], entry["info"]["size"], f"the cluster of {choice['label']}")
 
-    def _unit(self, verb: str) -> None:
-        self.context.command(f"{verb} {self.options.unit}", ["systemctl", verb, self.options.unit], timeout=STARTED)
+    @property
+    def _beside(self) -> Beside:
+        return Beside(self.context, [self.options.unit])
 
     def swap(self, choice: dict[str, Any]) -> None:
-        self._unit("stop")
-        if os.path.isdir(choice["data"]):
-            os.rename(choice["data"], choice["former"])
-        os.rename(choice["staging"], choice["data"])
-        self._unit("start")
+        self._beside.swap(choice["existed"], choice["places"])
         self._server.ask("SELECT 1")
 
     def undo(self, choice: dict[str, Any]) -> None:
-        if os.path.isdir(choice["former"]):
-            self._unit("stop")
-            if os.path.isdir(choice["data"]):
-                os.rename(choice["data"], choice["staging"])
-            os.rename(choice["former"], choice["data"])
-        Scratch(self, choice["staging"]).remove()
-        if os.path.isdir(choice["data"]):
-            self._unit("start")
+        Scratch(self, choice["staging"]).stop()
+        self._beside.undo(choice["existed"], choice["places"])
 
     def commit(self, choice: dict[str, Any]) -> None:
         self._server.ask("ALTER SYSTEM RESET archive_command;\nSELECT pg_reload_conf();\n")
-        shutil.rmtree(choice["former"], ignore_errors=True)
+        self._beside.commit(choice["existed"])
 
     def prune(self, keep: Sequence[Member]) -> None:
         needed = {member.label for member in keep} | {label for member in keep for label in member.details["needs"]}

@@ -9,8 +9,6 @@ against them, row by row.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +18,8 @@ from typing import IO, Any, cast
 from .._host import PATH
 from .model import Damaged, EngineFailed, Member, Refused, now
 from .postgresql import ACCOUNT, SOCKETS, Scratch, Server, own_folder
-from .restic import Restic
-from .sources import Source, Target
+from .restic import Kept
+from .sources import Target
 
 JOBS = 2
 # The longest name that PostgreSQL takes, less the longest suffix.
@@ -82,7 +80,7 @@ def quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-class Logical(Source):
+class Logical(Kept):
     """See the module."""
 
     kind = "postgresql_logical"
@@ -96,10 +94,6 @@ class Logical(Source):
     @property
     def _server(self) -> Server:
         return Server(self, SOCKETS, self.options.port)
-
-    @property
-    def _restic(self) -> Restic:
-        return Restic(self.context, self.name)
 
     def _exists(self, name: str) -> bool:
         query = "SELECT count(*) FROM pg_database WHERE datname = :'name'"
@@ -115,20 +109,12 @@ class Logical(Source):
             if not self._exists(name):
                 raise Refused(f"{self.name}: there is no database {name!r}; apply role vmfleet.ops.postgresql")
             size += int(self._server.ask("SELECT pg_database_size(:'name')", variables=[f"name={name}"]))
-        place = self.context.spool
-        while not os.path.isdir(place):
-            place = os.path.dirname(place)
-        free = shutil.disk_usage(place).free
-        if free < size:
-            raise Refused(f"{place} has {free} B free, and the dumps may take {size} B; make room")
+        self.context.room(self.context.spool, size, "the dumps")
         return size
 
     def _tool(self, purpose: str, tool: str, *arguments: str) -> str:
         argv = [f"{self.options.binaries}/{tool}", *arguments]
         return self.context.command(purpose, argv, user=ACCOUNT).stdout
-
-    def _folder(self, name: str) -> str:
-        return own_folder(os.path.join(self.context.spool, name))
 
     @contextmanager
     def _session(self, database: str) -> Iterator[tuple[IO[str], IO[str]]]:
@@ -172,11 +158,7 @@ class Logical(Source):
 
     def copy(self, set_id: str, full: bool) -> Member:
         began = now()
-        restic = self._restic
-        restic.open()
-        restic.unlock()
-        # Called alike in all sets: restic then knows the former one of a file.
-        folder = self._folder(self.name)
+        folder = own_folder(self.scratch())
         databases = self.options.databases
         digests = {name: self._dump(name, f"{folder}/{number}") for number, name in enumerate(databases)}
         make = {name: self._server.ask(MAKE, variables=[f"name={name}"]).splitlines() for name in databases}
@@ -187,30 +169,18 @@ class Logical(Source):
         for name, content in (("globals.sql", roles), ("make.json", json.dumps(make))):
             with open(f"{folder}/{name}", "w", encoding="utf-8") as handle:
                 handle.write(content)
-        summary = restic.save(set_id, [folder])
-        return Member(
-            source=self.name,
-            type=self.kind,
-            engine=f"pg_dump {self.options.version}, {restic.version()}",
-            label=summary["snapshot_id"],
-            consistency="application",
-            began=began,
-            ended=now(),
-            size=summary["total_bytes_processed"],
-            stored=summary.get("data_added_packed", summary["data_added"]),
+        return self.save(
+            set_id,
+            began,
+            [folder],
+            engine=f"pg_dump {self.options.version}",
             digests=digests,
             details={"folder": folder, "version": self.options.version},
         )
 
-    def verify(self, member: Member, thorough: bool) -> dict[str, Any]:
-        restic = self._restic
-        if member.label not in [entry["id"] for entry in restic.snapshots()]:
-            raise Damaged(f"{self.name}: restic has no {member.label} any more")
-        restic.check(read_all=thorough)
-        if not thorough:
-            return {"engine": "verified"}
-        tree = self._fetch(member.label, member.details["folder"])
-        scratch = Scratch(self, self._folder("scratch"))
+    def prove(self, member: Member) -> dict[str, Any]:
+        tree = self.fetch(member.label, member.details["folder"])
+        scratch = Scratch(self, own_folder(self.scratch(".server")))
         self._tool(
             "make a scratch server", "initdb", f"--pgdata={scratch.data}", "--auth=peer", "--encoding=UTF8",
             "--locale=C.UTF-8", "--no-sync",
@@ -221,19 +191,7 @@ class Logical(Source):
             tables = [self._load(scratch, tree, name, name, digests) for name, digests in member.digests.items()]
         finally:
             scratch.remove()
-        return {"engine": "verified", "databases": len(tables), "tables": sum(tables)}
-
-    def _fetch(self, label: str, folder: str) -> str:
-        """Brings what a set has into the spool. Returns where it is."""
-        target = os.path.join(self.context.spool, "fetched")
-        shutil.rmtree(target, ignore_errors=True)
-        os.mkdir(target)
-        os.chmod(target, 0o711)  # noqa: S103 - the account of the database passes through
-        self._restic.restore(label, target)
-        tree = target + folder
-        if not os.path.exists(f"{tree}/make.json"):
-            raise Damaged(f"{self.name}: {label} does not hold what it should")
-        return tree
+        return {"databases": len(tables), "tables": sum(tables)}
 
     @staticmethod
     def _missing_roles(server: Server, tree: str) -> str:
@@ -263,8 +221,7 @@ class Logical(Source):
         return len(found)
 
     def choose(self, member: Member, members: Sequence[Member], target: Target) -> dict[str, Any]:
-        if not target.of_the_set:
-            raise Refused(f"{self.name}: has the moments of its sets only; use source postgresql for another one")
+        self.only_own_moment(target)
         wanted = [target.database] if target.database else list(member.digests)
         for database in wanted:
             if database not in member.digests:
@@ -280,7 +237,7 @@ class Logical(Source):
         }
 
     def stage(self, choice: dict[str, Any]) -> dict[str, Any]:
-        tree = self._fetch(choice["label"], choice["folder"])
+        tree = self.fetch(choice["label"], choice["folder"])
         server = self._server
         server.ask(self._missing_roles(server, tree))
         return {
@@ -324,11 +281,3 @@ class Logical(Source):
     def commit(self, choice: dict[str, Any]) -> None:
         for database in choice["databases"]:
             self._server.ask(f"DROP DATABASE IF EXISTS {quote(database + '_former')} WITH (FORCE);\n")
-
-    def prune(self, keep: Sequence[Member]) -> None:
-        try:
-            self._restic.keep([member.label for member in keep])
-        except EngineFailed:
-            if keep:
-                raise
-            # Nothing was ever saved, and there is no repository yet.

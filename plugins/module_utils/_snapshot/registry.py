@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+from .files import Files
 from .postgresql import Physical
 from .postgresql_logical import Logical
 from .sources import Source
 
-SOURCES: tuple[type[Source], ...] = (Physical, Logical)
+SOURCES: tuple[type[Source], ...] = (Physical, Logical, Files)
 TYPES: dict[str, type[Source]] = {source.kind: source for source in SOURCES}

@@ -4,12 +4,25 @@
 
 from __future__ import annotations
 
+import abc
 import json
+import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from .model import Damaged, EngineFailed, NotFound
-from .sources import Context
+from .._host import CommandError
+from .beside import remove
+from .model import Damaged, EngineFailed, Member, NotFound, Refused, now
+from .sources import Context, Source, Target
+
+# restic's exit code for a snapshot that lacks what could not be read.
+INCOMPLETE = 3
+
+
+def literally(path: str) -> str:
+    """A path as restic's patterns have it."""
+    return re.sub(r"([\\*?\[])", r"\\\1", path)
 
 
 class Restic:
@@ -35,8 +48,20 @@ class Restic:
         """Such as ``restic 0.18.0``."""
         return " ".join(self._run("ask restic for its version", "version").split()[:2])
 
+    def _once(self, what: str) -> bool:
+        """Whether it is still to be done in this run: there is one repository for all sources."""
+        if what in self.context.done:
+            return False
+        self.context.done.add(what)
+        return True
+
     def open(self) -> None:
-        """Makes the repository when there is none. :raises EngineFailed: also when the key is not its key."""
+        """Makes the repository when there is none, and removes the locks of processes that are gone.
+
+        :raises EngineFailed: also when the key is not its key.
+        """
+        if not self._once("open"):
+            return
         try:
             self._run("open the restic repository", "cat", "config")
         except EngineFailed as error:
@@ -46,18 +71,25 @@ class Restic:
             ):
                 raise
             self._run("make the restic repository", "init")
-
-    def unlock(self) -> None:
-        """Removes the locks of processes that are gone."""
         self._run("remove stale locks of restic", "unlock")
 
     def save(self, set_id: str, paths: Sequence[str], *options: str) -> dict[str, Any]:
-        """Saves files and folders under their own paths. Returns restic's summary, with ``snapshot_id``."""
+        """Saves files and folders under their own paths. Returns restic's summary, with ``snapshot_id``.
+
+        What went away while it was read is left out.
+        """
         tags = f"set={set_id},source={self.source}"
         host = self.context.host
-        shown = self._run(
-            f"save {self.source} with restic", "backup", "--json", "--host", host, "--tag", tags, *options, "--", *paths
-        )
+        try:
+            shown = self._run(
+                f"save {self.source} with restic",
+                *("backup", "--json", "--host", host, "--tag", tags, *options, "--", *paths),
+            )
+        except EngineFailed as error:
+            outcome = error.__cause__.outcome if isinstance(error.__cause__, CommandError) else None
+            if outcome is None or outcome.rc != INCOMPLETE or not _only_gone(outcome.stderr):
+                raise
+            shown = outcome.stdout
         summaries = [entry for entry in map(json.loads, shown.splitlines()) if entry.get("message_type") == "summary"]
         if not summaries:
             raise EngineFailed(f"save {self.source} with restic: it told no summary")
@@ -73,12 +105,14 @@ class Restic:
         return list(json.loads(found) or [])
 
     def restore(self, snapshot: str, target: str, *options: str) -> None:
-        """Restores a snapshot into a folder; what it holds keeps its whole path below that.
+        """Restores a snapshot into a folder; what it holds keeps its whole path below that. Holes stay holes.
 
         :raises NotFound: when there is no such snapshot. :raises Damaged: when it cannot be read in full.
         """
+        # Before 0.15 it fills them.
+        sparse = ["--sparse"] if _number(self.version()) >= (0, 15) else []
         try:
-            self._run(f"restore {self.source} with restic", "restore", snapshot, "--target", target, *options)
+            self._run(f"restore {self.source} with restic", "restore", snapshot, "--target", target, *sparse, *options)
         except EngineFailed as error:
             if "no matching ID" in str(error) or "no snapshot found" in str(error):
                 raise NotFound(str(error)) from error
@@ -86,6 +120,8 @@ class Restic:
 
     def check(self, read_all: bool) -> None:
         """Proves the repository's structure, and with ``read_all`` every byte of it. :raises Damaged:"""
+        if not self._once("read" if read_all else "checked"):
+            return
         try:
             self._run("check the restic repository", "check", *(["--read-data"] if read_all else []))
         except EngineFailed as error:
@@ -96,3 +132,100 @@ class Restic:
         unwanted = [entry["id"] for entry in self.snapshots() if entry["id"] not in labels]
         if unwanted:
             self._run("remove what no set needs with restic", "forget", "--prune", *unwanted)
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"[0-9]+", version)[:2]))
+
+
+def _only_gone(said: str) -> bool:
+    """Whether all that restic could not read is not there any more."""
+    items = []
+    for line in said.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry.get("message_type") == "error":
+            items.append(str(entry.get("item", "")))
+    # A name that is no UTF-8 comes with another sign in its place: nothing can be told of it.
+    return bool(items) and not any(not item or "\ufffd" in item or os.path.lexists(item) for item in items)
+
+
+class Kept(Source):
+    """A source whose copies are snapshots of restic: what all of them have in common."""
+
+    @property
+    def restic(self) -> Restic:
+        return Restic(self.context, self.name)
+
+    def save(
+        self,
+        set_id: str,
+        began: str,
+        paths: Sequence[str],
+        options: Sequence[str] = (),
+        *,
+        engine: str = "",
+        consistency: str = "application",
+        digests: dict[str, Any] | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> Member:
+        """Saves paths as the member of a set. ``engine`` is what has made them, if not restic alone."""
+        self.restic.open()
+        summary = self.restic.save(set_id, paths, *options)
+        return Member(
+            source=self.name,
+            type=self.kind,
+            engine=", ".join(filter(None, (engine, self.restic.version()))),
+            label=summary["snapshot_id"],
+            consistency=consistency,
+            began=began,
+            ended=now(),
+            size=summary["total_bytes_processed"],
+            stored=summary.get("data_added_packed", summary["data_added"]),
+            digests=digests or {},
+            details=details or {},
+        )
+
+    def scratch(self, suffix: str = "") -> str:
+        """A new folder of this source in the spool, for root only. It has the same path in all sets, by which restic
+        knows what it has already."""
+        path = os.path.join(self.context.spool, self.name + suffix)
+        remove(path)
+        os.mkdir(path, 0o700)
+        return path
+
+    def fetch(self, label: str, folder: str) -> str:
+        """Brings one folder of a snapshot into the spool. Returns where it is."""
+        target = self.scratch(".fetched")
+        self.restic.restore(label, target, "--include", literally(folder))
+        if not os.path.isdir(target + folder):
+            raise Damaged(f"{self.name}: {label} does not hold {folder}")
+        # Its own account can pass through the spool only.
+        tree = self.scratch(".tree")
+        os.rename(target + folder, tree)
+        return tree
+
+    def verify(self, member: Member, thorough: bool) -> dict[str, Any]:
+        if member.label not in [entry["id"] for entry in self.restic.snapshots()]:
+            raise Damaged(f"{self.name}: restic has no {member.label} any more")
+        self.restic.check(read_all=thorough)
+        return {"engine": "verified", **(self.prove(member) if thorough else {})}
+
+    @abc.abstractmethod
+    def prove(self, member: Member) -> dict[str, Any]:
+        """Restores a member into a scratch place. Returns what was proven. :raises Damaged:"""
+
+    def only_own_moment(self, target: Target) -> None:
+        """:raises Refused: for another moment than that of a set."""
+        if not target.of_the_set:
+            raise Refused(f"{self.name}: has the moments of its sets only; name a set")
+
+    def prune(self, keep: Sequence[Member]) -> None:
+        try:
+            self.restic.keep([member.label for member in keep])
+        except EngineFailed:
+            if keep:
+                raise
+            # Nothing was ever saved, and there is no repository yet.

@@ -8,8 +8,9 @@ import abc
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from .._host import CommandError, Outcome, run_command
@@ -51,6 +52,19 @@ class Context:
     say: Callable[[str], None]
     # Where a run notes what it has begun, for the next one to end the orphan of a killed one. Who looks has none.
     pid_file: str | None = None
+    # What an engine needs to do only once in a run, by words of its own.
+    done: set[str] = field(default_factory=set)
+
+    def room(self, place: str, size: int, what: str) -> None:
+        """Proves that a folder, or the one where it will be, has room.
+
+        :raises Refused: when it has less than ``size`` bytes.
+        """
+        while not os.path.isdir(place):
+            place = os.path.dirname(place)
+        free = shutil.disk_usage(place).free
+        if free < size:
+            raise Refused(f"{place} has {free} B free, and {what} may take {size} B; make room")
 
     def command(
         self,
@@ -88,6 +102,8 @@ class Source(abc.ABC):
     takes: ClassVar[Any]
     # A kind whose restore brings this one's data too; then this one is restored only when it is asked for by name.
     within: ClassVar[str] = ""
+    # Whether it can be restored to moments between its sets; for another one than a set's own, those are taken.
+    moments: ClassVar[bool] = False
 
     def __init__(self, name: str, options: Any, context: Context) -> None:
         self.name = name

@@ -54,6 +54,7 @@ class Folder(Source):
 
     kind = "folder"
     takes = Options
+    moments = True
 
     def _stored(self, label: str) -> str:
         return os.path.join(str(self.context.repository.options["path"]), "data", f"{self.name}-{label}")
@@ -458,10 +459,22 @@ def test_a_killed_restore_is_undone_or_complete(place: Place, point: str) -> Non
     assert place.read() == ["first", "first"]
 
 
+def test_a_killed_commit_is_finished(place: Place) -> None:
+    place.engine().take("first")
+    place.write("second")
+    place.engine().restore("first")
+    killed(place, "conclude(keep=True)", "restore-committing")
+    # No way back, also when it is asked for: of the former data a part may be gone.
+    assert place.engine().conclude(keep=False) is None
+    assert place.read() == ["first", "first"]
+    assert not list(place.root.glob("*.former"))
+
+
 def test_every_point_of_the_engine_is_tried() -> None:
     text = Path(engine.__file__).read_text()
     assert text.count("_fail_point(") == 7
-    assert len(FAIL_POINTS + RESTORE_POINTS) == 8  # one of the seven stands for two phases
+    # One of the seven is the definition, and another one stands for all phases of a restore.
+    assert len(FAIL_POINTS + RESTORE_POINTS) == 8
 
 
 def test_the_command_tells_failures_apart(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -1,0 +1,195 @@
+# Copyright (c) vmfleet.ops maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Files and folders, by restic.
+
+An index of each tree is taken before and after restic reads it, and kept with the set: what did not change in between
+has to come back as it was, with modes, owners, links and attributes. restic itself proves the content.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .._host import run_command
+from .beside import STAGING, Beside
+from .model import Damaged, Member, Refused, now
+from .restic import Kept, literally
+from .sources import Target
+from .tree import changes, differences, index, is_below, leaves_out, mounted, walk
+
+INDEX = "index.json"
+
+
+@dataclass
+class Options:
+    """What roles announce, and operators by ``backup_files`` of role backup.
+
+    ``exclude`` has absolute paths, and names with ``*`` and ``?`` which are left out wherever they are. ``units`` use
+    the files and are stopped while a restore swaps them.
+    """
+
+    paths: list[str]
+    exclude: list[str] = field(default_factory=list)
+    units: list[str] = field(default_factory=list)
+
+
+class Files(Kept):
+    """See the module."""
+
+    kind = "files"
+    takes = Options
+    options: Options
+
+    def _check(self) -> None:
+        """:raises Refused: for what can be neither saved nor restored."""
+        paths, exclude = self.options.paths, self.options.exclude
+        if not paths:
+            raise Refused(f"{self.name}: paths: has none")
+        for path in paths:
+            if path != os.path.normpath(path) or not path.startswith("/") or path == "/":
+                raise Refused(f"{self.name}: paths: {path!r} is no plain absolute path")
+            around = [other for other in paths if other is not path and is_below(path, other)]
+            if around:
+                raise Refused(f"{self.name}: paths: {path} is in {around[0]} already")
+        for pattern in exclude:
+            if pattern.startswith("/") and pattern == os.path.normpath(pattern):
+                if not any(pattern != path and is_below(pattern, path) for path in paths):
+                    raise Refused(f"{self.name}: exclude: {pattern} is in none of {', '.join(paths)}")
+            elif not pattern or set(pattern) & set("/[]\\"):
+                raise Refused(
+                    f"{self.name}: exclude: {pattern!r} is neither an absolute path nor a name with at most * and ?"
+                )
+        for unit in self.options.units:
+            if self._state(unit)[0] == "not-found":
+                raise Refused(f"{self.name}: units: there is no {unit}; apply its role first")
+
+    def _state(self, unit: str) -> list[str]:
+        argv = ["systemctl", "show", "--property=LoadState", "--property=ActiveState", "--property=UnitFileState", unit]
+        said = run_command({"argv": argv, "timeout": 60}, check=f"look at {unit}").stdout
+        fields = dict(line.partition("=")[::2] for line in said.splitlines())
+        return [fields.get(name, "") for name in ("LoadState", "ActiveState", "UnitFileState")]
+
+    def plan(self) -> int:
+        self._check()
+        left_out = leaves_out(self.options.exclude)
+        own = [str(place) for place in (self.context.spool, self.context.repository.options.get("path")) if place]
+        size = 0
+        for path in self.options.paths:
+            if not os.path.lexists(path):
+                raise Refused(f"{self.name}: {path} is not there; make it, or take it off the list")
+            if os.path.islink(path):
+                raise Refused(f"{self.name}: {path} is a link; name what it leads to, {os.path.realpath(path)}")
+            inside = mounted(path)
+            if path in inside:
+                raise Refused(f"{self.name}: {path} is a mount point, which no restore can swap; name what is in it")
+            for place in [*inside, *(place for place in own if is_below(place, path))]:
+                if not any(is_below(place, pattern) for pattern in self.options.exclude):
+                    raise Refused(
+                        f"{self.name}: {place} is a mount point or of the backup itself, and cannot be saved with "
+                        f"{path}; exclude it"
+                    )
+            size += sum(status.st_size for _, status in walk(path, left_out) if status is not None)
+        return size
+
+    def _excluded(self) -> Iterator[str]:
+        """As restic has it."""
+        for pattern in self.options.exclude:
+            if pattern.startswith("/"):
+                yield literally(pattern)
+            else:
+                yield from (f"{literally(path)}/**/{pattern}" for path in self.options.paths)
+
+    def copy(self, set_id: str, full: bool) -> Member:
+        began = now()
+        left_out = leaves_out(self.options.exclude)
+        folder = self.scratch()
+        before = {path: index(path, left_out) for path in self.options.paths}
+        with open(f"{folder}/{INDEX}", "w", encoding="ascii") as handle:
+            json.dump(before, handle)
+        options = [f"--exclude={pattern}" for pattern in self._excluded()]
+        member = self.save(set_id, began, [*self.options.paths, folder], options, consistency="crash")
+        moving = {path: changes(before[path], index(path, left_out)) for path in self.options.paths}
+        details = {"folder": folder, "entries": sum(map(len, before.values())), "moving": moving}
+        return dataclasses.replace(member, details=details)
+
+    def prove(self, member: Member) -> dict[str, Any]:
+        target = self.scratch(".proof")
+        self.context.room(target, member.size, f"the files of {member.label}")
+        self.restic.restore(member.label, target, "--verify")
+        return self._compare(member.label, member.details, {path: target + path for path in member.details["moving"]})
+
+    def _compare(self, label: str, details: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
+        """Holds restored trees against their index. :raises Damaged: when one is not as it was."""
+        with open(f"{self.fetch(label, details['folder'])}/{INDEX}", encoding="ascii") as handle:
+            wanted = json.load(handle)
+        for path, place in places.items():
+            found = index(place) if os.path.lexists(place) else {}
+            for name, facts in wanted[path].items():
+                if facts["sparse"] and name in found:
+                    self._dig(os.path.normpath(os.path.join(place, name)))
+            wrong = differences(wanted[path], found, details["moving"][path])
+            if wrong:
+                raise Damaged(f"{self.name}: {path}: {len(wrong)} differences: {'; '.join(wrong[:3])}")
+        moving = sum(map(len, details["moving"].values()))
+        return {"entries": sum(map(len, wanted.values())), "moving": moving}
+
+    def _dig(self, path: str) -> None:
+        """Makes holes where nothing but zeros is: restic leaves out large ones only, and before 0.15 none."""
+        status = os.lstat(path)
+        self.context.command("make holes", ["fallocate", "--dig-holes", path])
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def choose(self, member: Member, members: Sequence[Member], target: Target) -> dict[str, Any]:
+        self.only_own_moment(target)
+        if target.database:
+            raise Refused(f"{self.name}: has no databases")
+        self._check()
+        # restic restores whole paths below its target.
+        places = {path: f"{path}{STAGING}{path}" for path in member.details["moving"]}
+        existed = self._beside([]).choose(places)
+        states = {unit: self._state(unit) for unit in self.options.units}
+        return {
+            "label": member.label,
+            "size": member.size,
+            "details": member.details,
+            "places": places,
+            "existed": existed,
+            "start": [unit for unit, state in states.items() if "active" in state or "enabled" in state],
+        }
+
+    def stage(self, choice: dict[str, Any]) -> dict[str, Any]:
+        for path in choice["places"]:
+            self.context.room(os.path.dirname(path), choice["size"], f"the files of {choice['label']}")
+            os.mkdir(path + STAGING, 0o700)
+            self.restic.restore(choice["label"], path + STAGING, "--verify", "--include", literally(path))
+        return self._compare(choice["label"], choice["details"], choice["places"])
+
+    def _beside(self, start: Sequence[str]) -> Beside:
+        return Beside(self.context, self.options.units, start, self._carry)
+
+    def _carry(self, old: str, new: str) -> None:
+        """What is not saved stays with the live tree, where the restored one has a place for it."""
+        live = min(old, new, key=len)  # the other one has a suffix
+        left_out = leaves_out(self.options.exclude)
+        for place, status in walk(old, lambda place: left_out(live + place[len(old) :])):
+            there = new + place[len(old) :]
+            folders = [os.path.dirname(place), os.path.dirname(there)]
+            if status is None and os.path.isdir(folders[1]) and not os.path.lexists(there):
+                times = [(found.st_atime_ns, found.st_mtime_ns) for found in map(os.lstat, folders)]
+                os.rename(place, there)
+                for folder, was in zip(folders, times):
+                    os.utime(folder, ns=was)
+
+    def swap(self, choice: dict[str, Any]) -> None:
+        self._beside(choice["start"]).swap(choice["existed"], choice["places"])
+
+    def undo(self, choice: dict[str, Any]) -> None:
+        self._beside(choice["start"]).undo(choice["existed"], choice["places"])
+
+    def commit(self, choice: dict[str, Any]) -> None:
+        self._beside(choice["start"]).commit(choice["existed"])
