@@ -7,7 +7,8 @@ from __future__ import annotations
 from .files import Files
 from .postgresql import Physical
 from .postgresql_logical import Logical
+from .redis import Redis
 from .sources import Source
 
-SOURCES: tuple[type[Source], ...] = (Physical, Logical, Files)
+SOURCES: tuple[type[Source], ...] = (Physical, Logical, Files, Redis)
 TYPES: dict[str, type[Source]] = {source.kind: source for source in SOURCES}
