@@ -1,8 +1,7 @@
 #!/bin/sh
 # A tree with all that a file system can hold is saved while one of its files is written, lost in several ways, and
 # restored; runs are killed at each phase. tar, which knows nothing of the engine, says whether it is the same tree.
-set -eu
-die() { echo "$*" >&2; exit 1; }
+. /root/common.sh
 digest() {
     tar --sort=name --numeric-owner --xattrs --xattrs-include='*' --sparse --format=posix \
         --sparse-version=0.0 --pax-option=exthdr.name=%d/x/%f,delete=atime,delete=ctime --exclude=busy.log --exclude=cache --exclude='*.tmp' \
@@ -10,7 +9,6 @@ digest() {
 }
 is() { [ "$(digest)" = "$1" ] || die "$2: it is another tree"; systemctl is-active -q uploads || die "$2: uploads is down"; }
 back() { vmfleet-backup restore tree --only uploads --yes >/dev/null; }
-cd /
 mkdir -p /srv/app/uploads/cache
 python3 - <<'END'
 import os
@@ -67,9 +65,7 @@ second=$(digest)
 [ "$first" != "$second" ] || die 'the oracle is blind'
 
 for point in restore-staging restore-swapping swapped-files; do
-    ! VMFLEET_FAIL_AT=$point vmfleet-backup restore tree --only uploads --yes 2>/dev/null || die "not killed at $point"
-    rc=0; vmfleet-backup undo || rc=$?
-    [ $rc = 64 ] || die "killed at $point: the next run ended with $rc"
+    killed $point tree uploads
     is "$second" "killed at $point"
 done
 back

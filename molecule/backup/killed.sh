@@ -1,11 +1,9 @@
 #!/bin/sh
 # Kills snapshots and restores at their worst moments. Each time the sets from before are there, nothing else is, the
 # database answers, and the next run does what it should.
-set -eu
+. /root/common.sh
 sets() { vmfleet-backup --json list | python3 -c 'import json, sys; print(*(one["id"] for one in json.load(sys.stdin)))'; }
 labels() { runuser -u postgres -- pgbackrest info --output=json | grep -o '"label":"[^"]*"' | sort; }
-die() { echo "$*" >&2; exit 1; }
-cd /
 only='--only postgresql,postgresql_logical'
 before=$(sets)
 labels=$(labels)
@@ -27,10 +25,7 @@ wait $run 2>/dev/null || true
 runuser -u postgres -- psql -XAtqc 'CREATE TABLE frozen (); DROP TABLE frozen' || die "the database is frozen"
 
 for point in restore-swapping swapped-postgresql; do
-    ! VMFLEET_FAIL_AT=$point vmfleet-backup restore first --only postgresql --yes 2>/dev/null || die "was not killed at $point"
-    # Settles what was left, and then finds nothing that is open.
-    rc=0; vmfleet-backup undo || rc=$?
-    [ $rc = 64 ] || die "killed at $point: the next run ended with $rc"
+    killed $point first postgresql
     [ "$(runuser -u postgres -- psql -XAt shop -c "SELECT count(*) FROM orders WHERE what = 'B'")" = 1 ] ||
         die "killed at $point: the former data are not back"
 done

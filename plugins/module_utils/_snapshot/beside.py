@@ -34,7 +34,7 @@ def remove(path: str) -> None:
 
 def _rename(old: str, new: str) -> None:
     os.rename(old, new)
-    for folder in {os.path.dirname(old), os.path.dirname(new)}:
+    for folder in sorted({os.path.dirname(old), os.path.dirname(new)}):
         fsync_directory(folder)
 
 

@@ -93,7 +93,7 @@ class Files(Kept):
                         f"{self.name}: {place} is a mount point or of the backup itself, and cannot be saved with "
                         f"{path}; exclude it"
                     )
-            size += sum(status.st_size for _, status in walk(path, left_out) if status is not None)
+            size += sum(status.st_size for place, status in walk(path, left_out) if status is not None)
         return size
 
     def _excluded(self) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.vmfleet.ops.plugins.module_utils._host import Outcome
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot import redis
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.model import EngineFailed, Key
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.redis import Options, Redis, Server
@@ -103,7 +104,7 @@ def test_an_answer_that_is_an_error_is_one(source: Redis, monkeypatch: pytest.Mo
     def command(self: Context, purpose: str, argv: list[str], **given: Any) -> Any:
         assert "secret" not in " ".join(argv)
         assert given["environment"] == {"REDISCLI_AUTH": "secret word"}
-        return redis.run_command({"argv": ["echo", said]})
+        return Outcome(tuple(argv), 0, f"{said}\n", "")
 
     monkeypatch.setattr(Context, "command", command)
     with pytest.raises(EngineFailed, match=said.split()[0]):
