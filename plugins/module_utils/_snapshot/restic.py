@@ -18,6 +18,7 @@ from .sources import Context, Source, Target
 
 # restic's exit code for a snapshot that lacks what could not be read.
 INCOMPLETE = 3
+FULL_ID = 64
 
 
 def literally(path: str) -> str:
@@ -63,7 +64,7 @@ class Restic:
         if not self._once("open"):
             return
         try:
-            self._run("open the restic repository", "cat", "config")
+            self._run("open the restic repository", "unlock")
         except EngineFailed as error:
             # The words of restic for each kind of repository; exit code 10 says the same from 0.17 on.
             if not any(
@@ -71,7 +72,6 @@ class Restic:
             ):
                 raise
             self._run("make the restic repository", "init")
-        self._run("remove stale locks of restic", "unlock")
 
     def save(self, set_id: str, paths: Sequence[str], *options: str) -> dict[str, Any]:
         """Saves files and folders under their own paths. Returns restic's summary, with ``snapshot_id``.
@@ -93,9 +93,10 @@ class Restic:
         summaries = [entry for entry in map(json.loads, shown.splitlines()) if entry.get("message_type") == "summary"]
         if not summaries:
             raise EngineFailed(f"save {self.source} with restic: it told no summary")
-        # Before 0.15 the summary has the short form of it.
-        ids = [entry["id"] for entry in self.snapshots() if entry["id"].startswith(summaries[-1]["snapshot_id"])]
-        return {**summaries[-1], "snapshot_id": ids[-1]}
+        told = summaries[-1]["snapshot_id"]
+        if len(told) < FULL_ID:  # before 0.15
+            told = [entry["id"] for entry in self.snapshots() if entry["id"].startswith(told)][-1]
+        return {**summaries[-1], "snapshot_id": told}
 
     def snapshots(self) -> list[dict[str, Any]]:
         """All of this source and host."""
