@@ -14,6 +14,7 @@ import pytest
 from lab import Host, fleet
 from site_fleet import HOSTS, SiteHost, script
 
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one fleet belong to one worker, in their order; those of different fleets run side by side."""
     on_site = {item.path for item in items if "fleet" in getattr(item, "fixturenames", ())}

@@ -20,8 +20,8 @@ from .types_net import TLS_KEYS, connect, fetch, wrap
 # -- PostgreSQL ---------------------------------------------------------------------------------------------------
 
 # The receiver calls itself streaming before it has asked for anything, and again each time that the primary refuses it.
-# Until a message has come, both times are the one of its start; a message always comes, because it asks for WAL from the
-# beginning of a segment on.
+# Until a message has come, both times are the one of its start; a message always comes, because it asks for WAL from
+# the beginning of a segment on.
 STREAMING = "pg_stat_wal_receiver WHERE status = 'streaming' AND last_msg_send_time <> last_msg_receipt_time"
 
 # Each gives one number and words on it. Percentages of 2^31 transactions and of max_connections.
@@ -43,7 +43,7 @@ MEASURES = {
         FROM pg_stat_replication WHERE state = 'streaming'""",
     "replication_lag": f"""SELECT greatest(0, pg_wal_lsn_diff(latest_end_lsn, pg_last_wal_replay_lsn())),
         status || ', last word ' || round(extract(epoch FROM clock_timestamp() - last_msg_receipt_time)) || ' s ago'
-        FROM {STREAMING}""",
+        FROM {STREAMING}""",  # noqa: S608 - a constant
     "archiver": """SELECT CASE WHEN last_failed_time > coalesce(last_archived_time, '-infinity') THEN 1 ELSE 0 END,
         archived_count || ' archived, ' || failed_count || ' failed' FROM pg_stat_archiver""",
     "settings": """SELECT count(*), coalesce(string_agg(problem, '; '), 'files and server agree') FROM (
@@ -59,7 +59,7 @@ DEFAULTS = {"archiver": {"ge": 1}, "settings": {"ge": 1}, "connections": 95, "wr
 ROLE = f"""SELECT CASE WHEN pg_is_in_recovery() THEN 'replica' ELSE 'primary' END, current_setting('server_version'),
     CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
     (SELECT system_identifier FROM pg_control_system()),
-    (SELECT count(*) FROM {STREAMING})"""
+    (SELECT count(*) FROM {STREAMING})"""  # noqa: S608 - a constant
 
 
 def _rows(check: Check, shared: Shared, query: str, default_user: str | None = None) -> list[list[str]]:
