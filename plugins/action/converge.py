@@ -28,6 +28,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._probe import (
     parse_answer,
     parse_contents,
 )
+from ansible_collections.vmfleet.ops.plugins.plugin_utils import _looks
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._warm import warm
 from yaml import YAMLError
 
@@ -176,7 +177,7 @@ class ActionModule(ActionBase):
 
     def _look(self, desired: dict[str, Any]) -> dict[str, Any]:
         script = build_script(desired)
-        answer = self._shell(script)
+        answer = self._earlier_answer(script) or self._shell(self._probe(script, desired))
         try:
             observed = parse_answer(desired, script, answer)
         except ProbeError as error:
@@ -186,6 +187,15 @@ class ActionModule(ActionBase):
         if not observed["root"]:
             raise AnsibleActionFail(f"role {desired['name']}: the host must be changed as root; set become: true")
         return observed
+
+    def _earlier_answer(self, script: str) -> str | None:
+        # What preflight saw is the host of its own task.
+        return None if self._task.delegate_to else _looks.take(self._variables["inventory_hostname"], script)
+
+    def _probe(self, script: str, desired: dict[str, Any]) -> str:
+        if self._task.check_mode or self._task.delegate_to or not _looks.wanted(self._variables["inventory_hostname"]):
+            return script
+        return _looks.and_keep_it(script, desired["name"], desired["state"] == "absent")
 
     # -- what differs -------------------------------------------------------------------------------------------
 
@@ -242,6 +252,7 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(
                 f"role {plan.desired['name']}: the host has no python3, which a change needs; install python3-minimal"
             )
+        _looks.spoil()
         return self._module(plan)
 
     def _rehearse(self, plan: Plan) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._preflight import (
     report,
     shown,
 )
+from ansible_collections.vmfleet.ops.plugins.plugin_utils import _looks
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._arguments import validated
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._checklists import Checklist, load_checklist
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._fleet_pki import PkiError, check_given
@@ -44,6 +45,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "roles": {"type": "dict", "required": True},
     "connect": {"type": "bool", "default": True},
     "checklist": {"type": "str"},
+    "prefetch": {"type": "bool", "default": False},
 }
 UNDEFINED = re.compile(r"'([\w. ]+)' is undefined")
 ORIGIN = re.compile(r"\s*\bOrigin:.*", re.DOTALL)
@@ -81,7 +83,7 @@ class ActionModule(ActionBase):
         facts = self._assumed(variables)
         if arguments["connect"]:
             try:
-                facts, problems = self._ask(variables)
+                facts, problems = self._ask(variables, arguments["prefetch"])
             except AnsibleConnectionFailure as error:
                 unreachable = error
         roles, unknown = self._roles(arguments["roles"], variables)
@@ -140,11 +142,12 @@ class ActionModule(ActionBase):
             address = None
         return assumed_facts(str(variables["inventory_hostname"]), str(address) if address else None)
 
-    def _ask(self, variables: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    def _ask(self, variables: dict[str, Any], prefetch: bool) -> tuple[dict[str, Any], list[Problem]]:
         python = self._interpreter(variables)
-        answer = self._low_level_execute_command(
-            "/bin/sh -s", in_data=build_script(python).encode(), executable="/bin/sh"
-        )
+        script = build_script(python, _looks.ASK_ALL) if prefetch else build_script(python)
+        answer = self._low_level_execute_command("/bin/sh -s", in_data=script.encode(), executable="/bin/sh")
+        if prefetch:
+            _looks.keep(variables["inventory_hostname"], str(answer["stdout"]))
         try:
             sections = parse_answer(str(answer["stdout"]))
         except FactsError:

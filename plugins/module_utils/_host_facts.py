@@ -43,8 +43,12 @@ class FactsError(RuntimeError):
     """The host did not answer as a host does; the message is what it said instead."""
 
 
-def build_script(python: str = "python3") -> str:
-    """The script for ``sh -s``; ``python`` is the interpreter that modules will use."""
+def build_script(python: str = "python3", more: str = ":") -> str:
+    """The script for ``sh -s``.
+
+    :arg python: the interpreter that modules will use.
+    :arg more: a command whose output comes along as the section ``more``.
+    """
     lines = [
         "LC_ALL=C PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin",
         "export LC_ALL PATH",
@@ -55,6 +59,7 @@ def build_script(python: str = "python3") -> str:
     for title, body in (
         *_SECTIONS,
         ("python", f'p=$(command -v {shlex.quote(python)}) && echo "$p" && readlink -f "$p"'),
+        ("more", more),
     ):
         lines += [f"m {title}", body]
     return "\n".join([*lines, "m end", "}", "probe </dev/null 2>/dev/null", ""])

@@ -16,10 +16,18 @@ from typing import Any
 
 from ansible_collections.vmfleet.ops.plugins.module_utils._desired import PREINSTALLED, STATE_DIR, manifest_path
 
-UNIT_PROPERTIES = ("LoadState", "ActiveState", "SubState", "UnitFileState", "NeedDaemonReload", "CanReload")
+UNIT_PROPERTIES = ("Names", "LoadState", "ActiveState", "SubState", "UnitFileState", "NeedDaemonReload", "CanReload")
 # cat for small files; a process for each of them would be half the cost of a probe. Not for /proc/sys: a shell reads
 # byte by byte, and the kernel tells numbers to the first read only.
 SHOW = """c() { while IFS= read -r line || [ -n "$line" ]; do printf '%s\\n' "$line"; done <"$1"; }"""
+# Of units and packages. Where somebody runs the probes of several roles, what he asked for all of them is in variables:
+# systemctl alone would be half the cost of each.
+FIELDS = "${Package}\\t${Architecture}\\t${db:Status-Status}\\t${Version}\\n"
+ASK_UNITS = f"systemctl show -p {','.join(UNIT_PROPERTIES)} --"
+ASK_PACKAGES = f"dpkg-query -W -f '{FIELDS}' --"
+SHARED = f"""u() {{ if [ -n "$VMFLEET_UNITS" ]; then printf '%s\\n' "$VMFLEET_UNITS"; else {ASK_UNITS} "$@"; fi; }}
+p() {{ if [ -n "$VMFLEET_PACKAGES" ]; then printf '%s\\n' "$VMFLEET_PACKAGES"; else {ASK_PACKAGES} "$@"; fi; }}
+"""
 PRELUDE = f"""LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL PATH
 {SHOW}
@@ -76,8 +84,7 @@ def build_script(desired: dict[str, Any]) -> str:
     for index, path in enumerate(links):
         sections.append((f"link {index}", f"readlink -- {shlex.quote(path)}"))
     if packages:
-        fields = "${Package}\\t${Architecture}\\t${db:Status-Status}\\t${Version}\\n"
-        sections.append(("packages", f"dpkg-query -W -f '{fields}' -- {_words(packages)}"))
+        sections.append(("packages", f"p {_words(packages)}"))
     if users:
         sections.append(("passwd", f"getent passwd {_words(users)}"))
     if groups or users:
@@ -86,7 +93,7 @@ def build_script(desired: dict[str, Any]) -> str:
     for key in desired["sysctl"]:
         sections.append((f"sysctl {key}", f"cat /proc/sys/{shlex.quote(key.replace('.', '/'))}"))
     if services:
-        sections.append(("services", f"systemctl show -p {','.join(UNIT_PROPERTIES)} -- {_words(services)}"))
+        sections.append(("services", f"u {_words(services)}"))
     sections.append(("ufw", "test -x /usr/sbin/ufw && echo installed"))
     sections.append(("rules", "grep -h '^### tuple ###' /etc/ufw/user.rules /etc/ufw/user6.rules"))
     if desired["firewall_options"]:
@@ -103,7 +110,9 @@ def build_script(desired: dict[str, Any]) -> str:
         [desired["commands"], name], default=repr, sort_keys=True
     )
     nonce = hashlib.sha256(text.encode()).hexdigest()[:12]
-    lines = [PRELUDE + f"m() {{ printf '\\n@@{nonce} %s\\n' \"$*\"; }}", "probe() {"]
+    # The comments are for those who ask for several roles at once.
+    lines = [f"#u {name}" for name in services] + [f"#p {name}" for name in packages]
+    lines += [PRELUDE + SHARED + f"m() {{ printf '\\n@@{nonce} %s\\n' \"$*\"; }}", "probe() {"]
     for title, body in sections:
         lines += [f"m {shlex.quote(title)}", body]
     for index, command in enumerate(desired["commands"]):
@@ -122,6 +131,11 @@ def build_script(desired: dict[str, Any]) -> str:
 def nonce_of(script: str) -> str:
     """The marker by which a script's sections are told from the tools' output."""
     return script.split("@@", 1)[1].split(" ", 1)[0]
+
+
+def is_whole(script: str, answer: str) -> bool:
+    """Whether a script's answer stands in this text from beginning to end."""
+    return all(f"\n@@{nonce_of(script)} {title}\n" in answer for title in ("id", "end"))
 
 
 def _sections(script: str, answer: str) -> dict[str, str]:
@@ -181,9 +195,14 @@ def parse_answer(desired: dict[str, Any], script: str, answer: str) -> dict[str,
         packages[package] = packages[f"{package}:{architecture}"] = {"status": status, "version": version}
 
     services = {}
-    blocks = [block for block in sections.get("services", "").strip("\n").split("\n\n") if block]
-    for service, block in zip(desired["services"], blocks):
-        services[service["name"]] = dict(line.split("=", 1) for line in block.split("\n") if "=" in line)
+    units: dict[str, dict[str, str]] = {}
+    for block in sections.get("services", "").split("\n\n"):
+        properties = dict(line.split("=", 1) for line in block.split("\n") if "=" in line)
+        units.update(dict.fromkeys(properties.pop("Names", "").split(), properties))
+    for service in desired["services"]:
+        if service["name"] not in units:
+            raise ProbeError(f"systemctl says nothing of {service['name']}")
+        services[service["name"]] = units[service["name"]]
 
     commands: dict[int, dict[str, Any]] = {}
     for title in sections:

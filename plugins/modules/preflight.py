@@ -41,6 +41,15 @@ options:
         well. A box whose rule does not hold is a problem like any other; the first host of the play says which boxes
         are left to other playbooks and to people. See C(docs/checklists.md).
     type: str
+  prefetch:
+    description:
+      - Whether to ask each host in the same look what the probes of its roles would ask, as each role sent it last.
+        A role whose probe is still the same then asks nothing itself, and a converged run costs one SSH execution for
+        each host.
+      - Such an answer is good once, for two minutes, and until this run changes anything on any host. Use it where
+        nothing but roles of this collection changes the hosts between this task and the roles.
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full

@@ -77,10 +77,11 @@ def _remember_compiled_templates() -> None:
 
 
 def _key(environment: Environment, source: str) -> bytes:
-    # What becomes of a backslash depends on who renders, and shows in what the lexer makes of the text.
-    text = list(environment.lexer.tokeniter(source, None)) if "\\" in source else source
+    # What becomes of a backslash depends on who renders, and shows in what the lexer makes of one.
+    sample = f"{environment.variable_start_string}'\\t'{environment.variable_end_string}"
+    backslash = list(environment.lexer.tokeniter(sample, None)) if "\\" in source else None
     settings = [getattr(environment, name) for name in SYNTAX]
-    return hashlib.sha256(repr((type(environment).__qualname__, settings, text)).encode()).digest()
+    return hashlib.sha256(repr((type(environment).__qualname__, settings, backslash, source)).encode()).digest()
 
 
 def _compile_texts(texts: Iterable[str], cache: Path) -> None:

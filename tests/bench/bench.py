@@ -61,6 +61,10 @@ def tell(what: str, sample: Sample) -> None:
 # --- recording -------------------------------------------------------------------------------------------------------
 
 
+# A stand-in host can answer each role, and not what another host would have said to all of them together.
+ONE_BY_ONE = ["-e", "preflight_prefetch=false"]
+
+
 def recorder_env(name: str, answers: bool = False) -> tuple[dict[str, str], Path, Path]:
     events, executions = CACHE / f"{name}.events", CACHE / f"{name}.ssh"
     for path in (events, executions):
@@ -252,7 +256,10 @@ def measure_fleet(arguments: argparse.Namespace) -> None:
             tell("re-run", reruns[-1])
             checks.append(job.measure("check", TIMEOUT_RERUN, settled=True, more=["--check", "--diff"]))
             tell("check mode", checks[-1])
-        found = record(job)
+        env, events, executions = recorder_env("site")
+        job.measure("counted", TIMEOUT_RERUN, settled=True, env=env)
+        found = counts(read_events(events), executions)
+        record(job)
         say(f"counted: {json.dumps(found)}")
     write(
         "fleet",
@@ -267,10 +274,10 @@ def measure_fleet(arguments: argparse.Namespace) -> None:
     )
 
 
-def record(job: Job) -> dict[str, Any]:
-    """A counted re-run whose answers are kept for the stand-in hosts."""
-    env, events_file, executions = recorder_env("site", answers=True)
-    job.measure("recorded", TIMEOUT_RERUN, settled=True, env=env)
+def record(job: Job) -> None:
+    """A re-run whose answers, one to each role, are kept for the stand-in hosts."""
+    env, events_file, _executions = recorder_env("site", answers=True)
+    job.measure("recorded", TIMEOUT_RERUN, settled=True, env=env, more=ONE_BY_ONE)
     events = read_events(events_file)
     folder = CACHE / "answers"
     shutil.rmtree(folder, ignore_errors=True)
@@ -281,7 +288,6 @@ def record(job: Job) -> dict[str, Any]:
             stdout = base64.b64decode(event["stdout"]).decode()
             answer = {"rc": event["rc"], "stdout": stdout, "seconds": event["seconds"]}
             (place / f"{key_of(event['script'])}.json").write_text(json.dumps(answer))
-    return counts(events, executions)
 
 
 def clones(size: int) -> Path:
@@ -325,7 +331,7 @@ def measure_scale(arguments: argparse.Namespace) -> None:
     }
     curve = []
     for size in arguments.sizes:
-        options = ["--forks", str(arguments.forks)]
+        options = ["--forks", str(arguments.forks), *ONE_BY_ONE]
         if size == 1:
             options += ["--limit", "api1"]
         job = site_job(None, (LOCAL, clones(size)), "scale", options=options, env=env)

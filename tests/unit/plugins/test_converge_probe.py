@@ -33,8 +33,8 @@ def test_the_script_changes_nothing_and_starts_no_interpreter() -> None:
 
 
 def test_guards_see_their_stdin_and_environment_and_no_argument_shows_them() -> None:
-    """Run for real, with the account's part left out."""
-    wanted = desired()
+    """Run for real, without what asks for accounts and units."""
+    wanted = desired(services=[])
     for command in wanted["commands"]:
         (command.get("unless") or {}).pop("user", None)
     script = build_script(wanted)
