@@ -15,6 +15,7 @@ from lab import Host, fleet
 from site_fleet import HOSTS, SiteHost, script
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one fleet belong to one worker, in their order; those of different fleets run side by side."""
     on_site = {item.path for item in items if "fleet" in getattr(item, "fixturenames", ())}

@@ -8,6 +8,9 @@ from pathlib import Path
 import fleet_settings
 import pytest
 
+REPOSITORY = Path(__file__).resolve().parents[3]
+BENCH = ("site", "ours", "stock", "pyinfra", "health", "balancer")
+
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -23,7 +26,10 @@ def test_defaults() -> None:
 
 
 def test_every_prefix_gets_a_network_of_its_own() -> None:
-    names = ["vmfleet", *(f"vmfleet-{role}" for role in ("redis", "nginx", "haproxy", "postgresql", "app_service"))]
+    scenarios = [path.parent.name for path in REPOSITORY.glob("molecule/*/molecule.yml")]
+    assert scenarios
+    fleets = ["converge", "drain", "selftest", "site", "types", *scenarios]
+    names = ["vmfleet", *(f"vmfleet-{name}" for name in fleets), *(f"bench-{name}" for name in BENCH)]
     assert len({fleet_settings.default_subnet(name) for name in names}) == len(names)
     assert fleet_settings.default_subnet("vmfleet-redis") == fleet_settings.default_subnet("vmfleet-redis")
 
