@@ -20,8 +20,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "tests" / "output"
 STAGES = ("lint", "sanity", "unit", "integration", "molecule")
-# Mostly waiting for hosts, each for its own, so they run side by side.
-ON_HOSTS = ("integration", "molecule")
 
 
 @dataclass
@@ -97,7 +95,7 @@ def scenario(name: str) -> tuple[str, str, float]:
     return name, f"did not run {', '.join(missing)}" if missing else "", seconds
 
 
-def molecule(chosen: Sequence[str], workers: int = 2) -> Tally:
+def molecule(chosen: Sequence[str]) -> Tally:
     names = sorted(path.parent.name for path in ROOT.glob("molecule/*/molecule.yml"))
     unknown = set(chosen) - set(names)
     if unknown:
@@ -106,7 +104,7 @@ def molecule(chosen: Sequence[str], workers: int = 2) -> Tally:
     if not names:
         return nothing_ran("molecule", "there is no molecule/*/molecule.yml")
     tally = Tally()
-    with ThreadPoolExecutor(max_workers=workers) as pool:
+    with ThreadPoolExecutor(max_workers=2) as pool:
         for job in as_completed([pool.submit(scenario, name) for name in names]):
             name, wrong, seconds = job.result()
             print(f"  molecule {name:<20} {'FAILED: ' + wrong if wrong else 'passed'} ({seconds:.0f} s)", flush=True)
@@ -134,25 +132,18 @@ def main() -> int:
         "sanity": lambda: static("sanity"),
         "unit": lambda: pytest("unit", "-n", "auto"),
         "integration": lambda: pytest("integration", "-n", "2", "--dist", "loadgroup", "--durations=25"),
-        "molecule": lambda: molecule(arguments.role, workers=1 if "integration" in stages else 2),
+        "molecule": lambda: molecule(arguments.role),
     }
-
-    def run(stage: str) -> Tally:
+    total = Tally()
+    for stage in STAGES:
+        if stage not in stages:
+            continue
         print(f"== {stage}", flush=True)
         started = time.monotonic()
         tally = runs[stage]()
+        total.add(tally)
         counts = f"{tally.passed} passed, {tally.failed} failed, {tally.skipped} skipped"
         print(f"== {stage}: {counts} in {time.monotonic() - started:.0f} s", flush=True)
-        return tally
-
-    total = Tally()
-    chosen = [stage for stage in STAGES if stage in stages]
-    for stage in chosen:
-        if stage not in ON_HOSTS:
-            total.add(run(stage))
-    with ThreadPoolExecutor() as pool:
-        for tally in pool.map(run, [stage for stage in chosen if stage in ON_HOSTS]):
-            total.add(tally)
     if not total.passed + total.failed and set(stages) - {"lint", "sanity"}:
         total.add(nothing_ran("all stages", "no test at all"))
     for failure in total.failures:

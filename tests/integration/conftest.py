@@ -25,6 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(group))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    lost = [item.nodeid for item in session.items if "@" not in item.nodeid]
+    if getattr(session.config.option, "loadgroup", False) and lost:
+        raise pytest.UsageError(f"pytest-xdist sees no groups, so two workers would share a fleet: {lost[0]}")
+
+
 RELEASES = {"deb13": "trixie", "deb12": "bookworm"}
 
 
