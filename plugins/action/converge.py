@@ -177,7 +177,7 @@ class ActionModule(ActionBase):
 
     def _look(self, desired: dict[str, Any]) -> dict[str, Any]:
         script = build_script(desired)
-        answer = self._earlier_answer(script) or self._shell(self._probe(script, desired))
+        answer = self._answer(script, desired)
         try:
             observed = parse_answer(desired, script, answer)
         except ProbeError as error:
@@ -188,14 +188,17 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"role {desired['name']}: the host must be changed as root; set become: true")
         return observed
 
-    def _earlier_answer(self, script: str) -> str | None:
-        # What preflight saw is the host of its own task.
-        return None if self._task.delegate_to else _looks.take(self._variables["inventory_hostname"], script)
-
-    def _probe(self, script: str, desired: dict[str, Any]) -> str:
-        if self._task.check_mode or self._task.delegate_to or not _looks.wanted(self._variables["inventory_hostname"]):
-            return script
-        return _looks.and_keep_it(script, desired["name"], desired["state"] == "absent")
+    def _answer(self, script: str, desired: dict[str, Any]) -> str:
+        host = self._variables["inventory_hostname"]
+        # What preflight has seen is the host itself, not one that a task is delegated to.
+        if self._task.delegate_to or not _looks.wanted(host):
+            return self._shell(script)
+        earlier = _looks.take(host, script)
+        if earlier is not None:
+            return earlier
+        if not self._task.check_mode:
+            script = _looks.and_keep_it(script, desired["name"], desired["state"] == "absent")
+        return self._shell(script)
 
     # -- what differs -------------------------------------------------------------------------------------------
 

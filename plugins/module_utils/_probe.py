@@ -20,8 +20,8 @@ UNIT_PROPERTIES = ("Names", "LoadState", "ActiveState", "SubState", "UnitFileSta
 # cat for small files; a process for each of them would be half the cost of a probe. Not for /proc/sys: a shell reads
 # byte by byte, and the kernel tells numbers to the first read only.
 SHOW = """c() { while IFS= read -r line || [ -n "$line" ]; do printf '%s\\n' "$line"; done <"$1"; }"""
-# Of units and packages. Where somebody runs the probes of several roles, what he asked for all of them is in variables:
-# systemctl alone would be half the cost of each.
+# Units and packages. When the probes of several roles run together, the variables hold what was asked once for all of
+# them: systemctl alone is half the cost of a probe.
 FIELDS = "${Package}\\t${Architecture}\\t${db:Status-Status}\\t${Version}\\n"
 ASK_UNITS = f"systemctl show -p {','.join(UNIT_PROPERTIES)} --"
 ASK_PACKAGES = f"dpkg-query -W -f '{FIELDS}' --"
@@ -106,7 +106,8 @@ def build_script(desired: dict[str, Any]) -> str:
         loaded = "rules=$(iptables -S ufw-user-input) && printf '%s\\n' \"$rules\" | grep -c '^-A'"
         sections.append(("ufw-live", f"{stored}\n{loaded}"))
 
-    text = "".join(f"{title}{body}" for title, body in sections) + json.dumps(
+    # Of all that is asked and of how, so that the answer to an older version's probe is not taken for one to this.
+    text = "".join([PRELUDE, SHARED, *(f"{title}{body}" for title, body in sections)]) + json.dumps(
         [desired["commands"], name], default=repr, sort_keys=True
     )
     nonce = hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -19,12 +19,7 @@ from pathlib import Path
 
 from ansible import constants as C
 from ansible_collections.vmfleet.ops.plugins.module_utils._desired import STATE_DIR
-from ansible_collections.vmfleet.ops.plugins.module_utils._probe import (
-    ASK_PACKAGES,
-    ASK_UNITS,
-    is_whole,
-    nonce_of,
-)
+from ansible_collections.vmfleet.ops.plugins.module_utils._probe import ASK_PACKAGES, ASK_UNITS, is_whole, nonce_of
 
 # Seconds. Whoever changes a host by hand meanwhile is noticed by the next run.
 GOOD_FOR = 120

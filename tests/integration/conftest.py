@@ -14,6 +14,8 @@ import pytest
 from lab import Host, fleet
 from site_fleet import HOSTS, SiteHost, script
 
+RELEASES = {"deb13": "trixie", "deb12": "bookworm"}
+
 
 @pytest.hookimpl(tryfirst=True)  # before xdist, which reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,9 +31,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     lost = [item.nodeid for item in session.items if "@" not in item.nodeid]
     if getattr(session.config.option, "loadgroup", False) and lost:
         raise pytest.UsageError(f"pytest-xdist sees no groups, so two workers would share a fleet: {lost[0]}")
-
-
-RELEASES = {"deb13": "trixie", "deb12": "bookworm"}
 
 
 @pytest.fixture(scope="session")

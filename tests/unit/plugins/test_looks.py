@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from ansible import constants as C
+from ansible_collections.vmfleet.ops.plugins.module_utils import _probe
 from ansible_collections.vmfleet.ops.plugins.module_utils._desired import STATE_DIR
 from ansible_collections.vmfleet.ops.plugins.module_utils._probe import build_script, parse_answer
 from ansible_collections.vmfleet.ops.plugins.plugin_utils import _looks as looks
@@ -41,6 +42,12 @@ def test_an_answer_serves_once_and_for_its_host() -> None:
 def test_another_question_gets_no_answer() -> None:
     kept()
     assert looks.take("db1", build_script(desired(packages=["nginx"]))) is None
+
+
+def test_an_answer_to_an_older_version_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept()
+    monkeypatch.setattr(_probe, "SHARED", _probe.SHARED.replace("CanReload", "CanStart"))
+    assert looks.take("db1", build_script(desired())) is None
 
 
 def test_an_answer_that_was_cut_short_is_none() -> None:
