@@ -224,9 +224,16 @@ def build_image(client: Any, release: str, force: bool) -> None:
 def command_image(fleet: Settings, arguments: argparse.Namespace) -> None:
     client = connect()
     (ROOT / ".fleet").mkdir(mode=0o700, exist_ok=True)
-    for release in RELEASES if arguments.release == "all" else (arguments.release or RELEASES[0],):
+    releases = RELEASES if arguments.release == "all" else (arguments.release or RELEASES[0],)
+
+    def build(release: str) -> None:
         with locked(Path.home() / ".cache" / "vmfleet" / f"image-{release}.lock", f"another build of {release}"):
             build_image(client, release, arguments.force)
+
+    # dpkg works on one processor.
+    with ThreadPoolExecutor() as pool:
+        for _built in pool.map(build, releases):
+            pass
 
 
 # --- hosts -----------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ pidfile /tmp/chrony.pid
 END
 chronyd -x -u root -f /root/chrony.conf
 sed 's/1123/1124/; s/chrony.pid/ahead.pid/' /root/chrony.conf >/root/ahead.conf
-faketime -f +30s chronyd -x -u root -f /root/ahead.conf
+faketime -f +30.5s chronyd -x -u root -f /root/ahead.conf
 
 mkdir -p /srv/backup && head -c 4096 /dev/zero >/srv/backup/a.dump && touch -d '-2 hours' /srv/backup/a.dump
 for i in $(seq 150); do

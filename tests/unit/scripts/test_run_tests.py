@@ -88,5 +88,5 @@ def test_last_line_and_exit_code(
 
 
 def test_lint_that_fails_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda *_args, **_options: subprocess.CompletedProcess([], 1))
+    monkeypatch.setattr(subprocess, "run", lambda *_args, **_options: subprocess.CompletedProcess([], 1, "", ""))
     assert run_tests.static("lint").failed == 1
