@@ -65,7 +65,7 @@ _value:
   description:
     - Keys C(sites) (with their routes, longest path first), C(hosts), C(upstreams) (one for each service and balance),
       C(backends) (one for each service and set of settings), C(failover), C(acme), C(exempt),
-      C(headers), C(hidden_headers) and C(ciphers).
+      C(headers), C(hidden_headers), C(ciphers) and C(gzip_min).
   type: dict
 """
 

@@ -75,6 +75,8 @@ CHECK_TIMES = ("check_interval", "check_fall", "check_rise")
 TIMEOUTS = ("timeout_connect", "timeout_send", "timeout_read")
 COUNTS = ("burst", "cache", "connections")
 SWITCHES = ("buffering", "gzip", "strip_prefix", "websocket")
+# Bytes from which on texts are compressed.
+GZIP_MIN = 1024
 # HAProxy reads and writes through buffers of this size.
 BUFFER_MAX = 16 * 1024
 OWN_HEALTH = "/lb-health"
@@ -531,6 +533,7 @@ def build_model(
         "headers": {name: str(chosen_headers[name]) for name in sorted(chosen_headers) if chosen_headers[name]},
         "hidden_headers": sorted(chosen_headers),
         "ciphers": chosen_ciphers,
+        "gzip_min": GZIP_MIN,
     }
 
 
