@@ -12,7 +12,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.vmfleet.ops.plugins.module_utils._lb_model import CHECK_TIMES, ModelError, build_model
+from ansible_collections.vmfleet.ops.plugins.module_utils._lb_model import (
+    CHECK_TIMES,
+    ModelError,
+    build_model,
+    check_number,
+)
 from ansible_collections.vmfleet.ops.plugins.module_utils._preflight import Problem, shown, unknown
 
 LB_TYPES = ("nginx", "haproxy")
@@ -126,10 +131,7 @@ def check_services(services: Any, groups: Groups) -> list[Problem]:
             if path is not None and not (isinstance(path, str) and path.startswith("/") and " " not in path):
                 problems.append(Problem(f"{where}.{key}", shown(path), "is no path", "begin it with /"))
         for key in CHECK_TIMES:
-            value = service.get(key, 1)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                remedy = "give a whole number of at least 1"
-                problems.append(Problem(f"{where}.{key}", shown(value), "is out of range", remedy))
+            problems += check_number(f"{where}.{key}", service.get(key, 1), least=1)
     return problems
 
 

@@ -74,6 +74,10 @@ SERVICE_PATHS = ("health", "ready")
 CHECK_TIMES = ("check_interval", "check_fall", "check_rise")
 TIMEOUTS = ("timeout_connect", "timeout_send", "timeout_read")
 COUNTS = ("burst", "cache", "connections")
+# Largest values that both balancers take: seconds and counts, for HAProxy keeps time in 31 bits of ms; nginx's own limit of
+# connections; ports.
+MOST = 2147483
+LIMITS = {"acme_port": 65535, "connections": 65535}
 SWITCHES = ("buffering", "gzip", "strip_prefix", "websocket")
 # Bytes from which on texts are compressed.
 GZIP_MIN = 1024
@@ -111,6 +115,14 @@ class ModelError(ValueError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__(" | ".join(str(problem) for problem in problems))
         self.problems = list(problems)
+
+
+def check_number(variable: str, value: Any, least: int) -> list[Problem]:
+    """A whole number that both balancers take for what the last part of the variable's name says."""
+    most = LIMITS.get(variable.rpartition(".")[2], MOST)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        return [Problem(variable, shown(value), "is out of range", f"give a whole number from {least} to {most}")]
+    return []
 
 
 class _Builder:
@@ -176,10 +188,9 @@ class _Builder:
         return found
 
     def number(self, variable: str, value: Any, least: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            self.bad(variable, value, "is out of range", f"give a whole number of at least {least}")
-            return least
-        return value
+        problems = check_number(variable, value, least)
+        self.problems += problems
+        return least if problems else int(value)
 
     def size(self, variable: str, value: Any) -> int:
         found = _SIZE.match(str(value).lower())
@@ -309,6 +320,9 @@ class _Builder:
         burst, connections = (self.number(f"{where}.{key}", chosen[key], least=0) for key in ("burst", "connections"))
         if burst and not interval:
             self.bad(f"{where}.burst", burst, "goes with a rate", "give rate, such as 10/s")
+        if interval * (burst + 1) > 1000 * MOST:
+            problem = f"takes more than {MOST} s to pay off at {chosen['rate']}"
+            self.bad(f"{where}.burst", burst, problem, f"give at most {1000 * MOST // interval - 1}")
         if not interval and not connections:
             return None
         # nginx counts in r/s and r/m.

@@ -138,7 +138,7 @@ def given_certificate(end: datetime.datetime) -> dict[str, str]:
 def test_a_front_door_that_cannot_work_is_refused_before_any_change(copy: Path) -> None:
     """Both kinds of balancer are in this inventory: what only nginx can do is refused for the other's sake."""
     platform = (copy / "group_vars/all/platform.yml").read_text()
-    platform = platform.replace("service: ws, websocket", "service: ws, connections: -1, websocket")
+    platform = platform.replace("service: ws, websocket", "service: ws, connections: 65536, websocket")
     platform = platform.replace("certificate: fleet", "certificate: elsewhere")
     platform = platform.replace(
         "    routes:\n", "    routes:\n      - {path: /static, root: /srv/static}\n      - {path: /, service: api}\n", 1
@@ -162,7 +162,7 @@ def test_a_front_door_that_cannot_work_is_refused_before_any_change(copy: Path) 
     status, output = play(copy, "-e", "preflight_offline=true nginx_http_port=443")
     assert status != 0
     for expected in (
-        "connections = -1: is out of range; give a whole number of at least 0",
+        "connections = 65536: is out of range; give a whole number from 0 to 65535",
         "root = '/srv/static': cannot be served by HAProxy; set lb_type: nginx",
         "is routed twice in this site; remove one",
         "did you mean ECDHE-RSA-AES256-GCM-SHA384?",

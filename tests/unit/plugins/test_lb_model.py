@@ -229,6 +229,15 @@ def test_headers_add_to_the_built_in_ones() -> None:
         ([site({"path": "/", "service": "api", "rate": "10"})], "rate = '10': is no rate; give 10/s or 5/m"),
         ([site({"path": "/", "service": "api", "rate": "-1/s"})], "rate = '-1/s': is no rate"),
         ([site({"path": "/", "service": "api", "connections": -1})], "connections = -1: is out of range"),
+        (
+            [site({"path": "/", "service": "api", "connections": 65536})],
+            "connections = 65536: is out of range; give a whole number from 0 to 65535",
+        ),
+        ([site({"path": "/", "service": "api", "timeout_read": 2147484})], "timeout_read = 2147484: is out of range"),
+        (
+            [site({"path": "/", "service": "api", "rate": "1/m", "burst": 50000})],
+            "burst = 50000: takes more than 2147483 s to pay off at 1/m; give at most 35790",
+        ),
         ([site({"path": "/", "service": "api", "rate": "1/s", "burst": -1})], "burst = -1: is out of range"),
         ([site({"path": "/", "service": "api", "burst": 5})], "burst = 5: goes with a rate"),
         ([site({"path": "/", "service": "api", "cache": -5})], "cache = -5: is out of range"),
@@ -257,6 +266,7 @@ def test_each_fault_is_named(sites: Any, expected: str) -> None:
         ({"port": "8081"}, "vmfleet_services.api.port = '8081': is no port"),
         ({"ready": "ready now"}, "vmfleet_services.api.ready = 'ready now': is no plain path"),
         ({"check_fall": 0}, "vmfleet_services.api.check_fall = 0: is out of range"),
+        ({"check_interval": 2147484}, "vmfleet_services.api.check_interval = 2147484: is out of range"),
     ],
 )
 def test_a_service_that_cannot_be_used_is_named(change: dict[str, Any], expected: str) -> None:
@@ -280,6 +290,7 @@ def test_a_service_that_cannot_be_used_is_named(change: dict[str, Any], expected
         ({"defaults": {"acme": "8402"}}, "lb_defaults.acme = '8402': is no IP address with a port"),
         ({"defaults": {"acme": "ca.nowhere:8402"}}, "lb_defaults.acme = 'ca.nowhere:8402': is no IP address"),
         ({"defaults": {"acme_port": -1}}, "lb_defaults.acme_port = -1: is out of range"),
+        ({"defaults": {"acme_port": 65536}}, "lb_defaults.acme_port = 65536: is out of range; give a whole number from 1"),
         ({"headers": {"X-A": 'a"b'}}, "lb_headers.X-A"),
         ({"headers": {"X-A": "a\r\nSet-Cookie: b"}}, "lb_headers.X-A"),
         ({"headers": {"X A": "a"}}, "lb_headers.X A"),
