@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Breaks the holder of the shared address in several ways, and measures for how long nobody answers at it.
 
-usage: failover.py ADDRESS HOST...
+usage: failover.py ADDRESS HOST=UNIT...    (UNIT: the host's balancer)
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ BOUND = 10.0
 STEADY = 20
 DEADLINE = 60.0
 FAULTS = {
-    "its balancer is killed": (["exec", "HOST", "systemctl", "kill", "--signal=KILL", "balancer"],
-                               ["exec", "HOST", "systemctl", "restart", "balancer"]),
-    "its balancer hangs": (["exec", "HOST", "systemctl", "kill", "--signal=STOP", "balancer"],
-                           ["exec", "HOST", "systemctl", "kill", "--signal=CONT", "balancer"]),
+    "its UNIT is killed": (["exec", "HOST", "systemctl", "kill", "--signal=KILL", "UNIT"],
+                           ["exec", "HOST", "systemctl", "restart", "UNIT"]),
+    "its UNIT hangs": (["exec", "HOST", "systemctl", "kill", "--signal=STOP", "UNIT"],
+                       ["exec", "HOST", "systemctl", "kill", "--signal=CONT", "UNIT"]),
+    "its UNIT is stopped": (["exec", "HOST", "systemctl", "stop", "UNIT"],
+                            ["exec", "HOST", "systemctl", "start", "UNIT"]),
+    "its keepalived is stopped": (["exec", "HOST", "systemctl", "stop", "keepalived"],
+                                  ["exec", "HOST", "systemctl", "start", "keepalived"]),
     "the host freezes": (["pause", "HOST"], ["unpause", "HOST"]),
 }  # fmt: skip
 # What a killed one leaves behind is an address that two hosts may have from then on.
@@ -40,10 +44,17 @@ until now=$(systemctl show --property=MainPID --value keepalived); [ "$now" != 0
     sleep 0.2
 done
 """
+# The balancer of each host.
+UNITS: dict[str, str] = {}
+
+
+def filled(arguments: list[str], host: str) -> list[str]:
+    meant = {"HOST": settings().container(host), "UNIT": UNITS[host]}
+    return [meant.get(word, word) for word in arguments]
 
 
 def docker(arguments: list[str], host: str) -> str:
-    words = [settings().container(host) if word == "HOST" else word for word in arguments]
+    words = filled(arguments, host)
     return subprocess.run(["docker", *words], check=True, capture_output=True, text=True, timeout=60).stdout
 
 
@@ -72,10 +83,7 @@ def interruption(address: str, fault: list[str], host: str) -> float | None:
     """Seconds without an answer, the longest at a stretch; None if there was no interruption."""
     begun = last = time.monotonic()
     longest, failed, row = 0.0, False, 0
-    breaking = subprocess.Popen(
-        ["docker", *(settings().container(host) if word == "HOST" else word for word in fault)],
-        stdout=subprocess.DEVNULL,
-    )
+    breaking = subprocess.Popen(["docker", *filled(fault, host)], stdout=subprocess.DEVNULL)
     while not failed or row < STEADY:
         if not failed and time.monotonic() > begun + DEADLINE / 4:
             break
@@ -89,23 +97,35 @@ def interruption(address: str, fault: list[str], host: str) -> float | None:
     return longest if failed else None
 
 
+def broken(address: str, hosts: list[str], title: str) -> None:
+    """Break the holder, print for how long nobody answered, and mend it."""
+    fault, mend = FAULTS[title]
+    # A machine that stands still for seconds moves the address by itself, and the fault then meets another host.
+    for _attempt in range(3):
+        holder = the_holder(address, hosts)
+        took = interruption(address, fault, holder)
+        try:
+            heir = the_holder(address, [host for host in hosts if host != holder])
+        finally:
+            docker(mend, holder)
+        back = the_holder(address, hosts)
+        if took is not None:
+            break
+    what = f"{holder}, {title.replace('UNIT', UNITS[holder])}"
+    assert took is not None, f"{what}: nobody noticed"
+    assert took < BOUND, f"{what}: {took:.2f} s without an answer"
+    print(f"{what}: {took:.2f} s; {heir} took over, {back} holds it when {holder} is back", flush=True)
+
+
 def main() -> int:
-    address, *hosts = sys.argv[1:]
-    for title, (fault, mend) in FAULTS.items():
-        # A machine that stands still for seconds moves the address by itself, and the fault then meets another host.
-        for _attempt in range(3):
-            holder = the_holder(address, hosts)
-            took = interruption(address, fault, holder)
-            try:
-                heir = the_holder(address, [host for host in hosts if host != holder])
-            finally:
-                docker(mend, holder)
-            back = the_holder(address, hosts)
-            if took is not None:
-                break
-        assert took is not None, f"{title}: nobody noticed"
-        assert took < BOUND, f"{title}: {took:.2f} s without an answer"
-        print(f"{holder}, {title}: {took:.2f} s; {heir} took over, {back} holds it when {holder} is back", flush=True)
+    address, *pairs = sys.argv[1:]
+    for pair in pairs:
+        host, _equals, UNITS[host] = pair.partition("=")
+    hosts = list(UNITS)
+    for title in FAULTS:
+        # The address stays where it went, so the next time it is the other balancer's turn.
+        for _turn in hosts if "UNIT" in title else hosts[:1]:
+            broken(address, hosts, title)
     docker(["exec", "HOST", "sh", "-c", KILL], the_holder(address, hosts))
     print(f"after its keepalived was killed and came back, {the_holder(address, hosts)} alone holds it")
     return 0
