@@ -72,10 +72,12 @@ BALANCES = (*STICKY, "least_conn", "round_robin")
 SERVICE_PATHS = ("health", "ready")
 # A service may say for itself how HAProxy asks its servers; lb_defaults hold for the others.
 CHECK_TIMES = ("check_interval", "check_fall", "check_rise")
+# How a balancer finds a broken server, which the other one does not look at.
+FINDS_BY = {"haproxy": CHECK_TIMES, "nginx": ("fail_timeout", "max_fails")}
+NAMES = {"haproxy": "HAProxy", "nginx": "nginx"}
 TIMEOUTS = ("timeout_connect", "timeout_send", "timeout_read")
 COUNTS = ("burst", "cache", "connections")
-# Largest values that both balancers take: seconds and counts, for HAProxy keeps time in 31 bits of ms; nginx's own limit of
-# connections; ports.
+# Largest values that both balancers take: HAProxy keeps times in 31 bits of ms, nginx counts connections in 16 bits.
 MOST = 2147483
 LIMITS = {"acme_port": 65535, "connections": 65535}
 SWITCHES = ("buffering", "gzip", "strip_prefix", "websocket")
@@ -146,6 +148,8 @@ class _Builder:
         self.backends: list[dict[str, Any]] = []
         self.ids: set[str] = set()
         self.unknown_keys("lb_defaults", defaults, _DEFAULT_KEYS)
+        for key in self.unread(defaults):
+            self.bad(f"lb_defaults.{key}", defaults[key], *self.said_elsewhere("defaults"))
         self.acme = str(defaults.get("acme") or "")
         if self.acme and not _ENDPOINT.match(self.acme):
             self.bad("lb_defaults.acme", self.acme, "is no IP address with a port", "give one such as 127.0.0.1:8402")
@@ -186,6 +190,20 @@ class _Builder:
             else:
                 self.bad(f"{variable}[{index}]", entry, "is no mapping", f"give {example}")
         return found
+
+    def unread(self, given: Mapping[str, Any]) -> list[str]:
+        """Keys by which only the other balancer finds broken servers."""
+        if self.balancer not in FINDS_BY:
+            return []
+        return sorted(
+            key for other, keys in FINDS_BY.items() for key in keys if other != self.balancer and key in given
+        )
+
+    def said_elsewhere(self, what: str) -> tuple[str, str]:
+        """Problem and remedy of such a key, which the other balancer's role takes in a variable of its own."""
+        (other,) = set(FINDS_BY) - {self.balancer}
+        how = f"{NAMES[self.balancer]} finds broken servers by {', '.join(FINDS_BY[self.balancer])}"
+        return f"is for {NAMES[other]} only; {how}", f"remove it, or give it in {other}_{what}"
 
     def number(self, variable: str, value: Any, least: int) -> int:
         problems = check_number(variable, value, least)
@@ -252,6 +270,9 @@ class _Builder:
                 self.bad(f"{where}.{key}", service[key], "is no plain path", "begin it with /")
         for key in sorted(set(CHECK_TIMES) & set(service)):
             self.number(f"{where}.{key}", service[key], least=1)
+        for key in self.unread(service):
+            problem, remedy = self.said_elsewhere("services")
+            self.bad(variable, name, f"has {key}, which {problem}", remedy)
         if len(self.problems) > before:
             return None
         self.members[name] = [

@@ -426,8 +426,8 @@ def test_no_request_is_lost_while_servers_fail_and_balancers_change(hosts: dict[
     }
     steps: list[tuple[Callable[..., None], tuple[str, ...]]] = [
         (trial.stopped, ("app1",)),
-        # Close together: the next fault comes before the balancers have forgotten the last. One server always works, though
-        # they may not know it yet.
+        # Close together: the next fault comes before the balancers have forgotten the last. One server always works,
+        # though a balancer may not know it yet.
         (trial.stopped, ("app2",)),
         (trial.killed, ("app1",)),
         (trial.killed, ("app2",)),

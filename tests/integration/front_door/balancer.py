@@ -35,6 +35,14 @@ class Balancer:
         lines = [line.split() for line in self.socket(f"show servers state {upstream}").splitlines()[2:] if line]
         return {f"{line[4]}:{line[18]}" for line in lines}
 
+    def route(self, host: str, location: str, backend: str) -> str:
+        """How a route of a site is configured: nginx's location, HAProxy's backend."""
+        if self.is_nginx:
+            # The site's server for plain HTTP comes first.
+            served = run("nginx", "-T").split(f"    server_name {host} ")[2].split("\nserver {")[0]
+            return served.split(f"    location {location} {{\n")[1].split("\n    }")[0]
+        return run("cat", "/etc/haproxy/haproxy.cfg").split(f"\nbackend {backend}\n")[1].split("\nbackend ")[0]
+
     def up(self, upstream: str, server: str) -> bool:
         """Whether active checks find it well."""
         lines = [line.split() for line in self.socket(f"show servers state {upstream}").splitlines()[2:] if line]

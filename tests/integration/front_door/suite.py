@@ -21,6 +21,7 @@ FEATURES = range(1, 30)
 # What needs a controller is proved by others.
 ELSEWHERE = {
     1: "        a host more in the inventory: tests/integration/test_balancers.py",
+    8: "        silent, and with a message every 30 s, for 300 s over reloads: tests/integration/test_balancers.py",
     20: "        a broken value: tests/integration/test_balancers.py",
     26: "        an unknown cipher: tests/unit/test_front_door.py",
     81: "        drained and put back: tests/integration/test_balancers.py",
@@ -51,3 +52,7 @@ def main() -> int:
             print(f"{BALANCER.name} {release}  feature {feature:2}  {line}")
     print(f"{asked - broken} of {asked + len(missing)} promises hold")
     return 1 if broken or missing or not asked else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -290,7 +290,10 @@ def test_a_service_that_cannot_be_used_is_named(change: dict[str, Any], expected
         ({"defaults": {"acme": "8402"}}, "lb_defaults.acme = '8402': is no IP address with a port"),
         ({"defaults": {"acme": "ca.nowhere:8402"}}, "lb_defaults.acme = 'ca.nowhere:8402': is no IP address"),
         ({"defaults": {"acme_port": -1}}, "lb_defaults.acme_port = -1: is out of range"),
-        ({"defaults": {"acme_port": 65536}}, "lb_defaults.acme_port = 65536: is out of range; give a whole number from 1"),
+        (
+            {"defaults": {"acme_port": 65536}},
+            "acme_port = 65536: is out of range; give a whole number from 1 ",
+        ),
         ({"headers": {"X-A": 'a"b'}}, "lb_headers.X-A"),
         ({"headers": {"X-A": "a\r\nSet-Cookie: b"}}, "lb_headers.X-A"),
         ({"headers": {"X A": "a"}}, "lb_headers.X A"),
@@ -328,6 +331,25 @@ def test_haproxy_refuses_files_by_name() -> None:
     assert model(files, balancer="nginx")["sites"][0]["routes"][0]["root"] == "/srv/app"
     assert "root" in str(problems(files, balancer="haproxy"))
     assert "cannot be served by HAProxy; set lb_type: nginx" in problems(files, balancer="haproxy")[0]
+
+
+def test_what_only_the_other_balancer_finds_broken_servers_by_is_refused_by_name() -> None:
+    (problem,) = problems(defaults={"max_fails": 2}, balancer="haproxy")
+    assert problem == (
+        "lb_defaults.max_fails = 2: is for nginx only; HAProxy finds broken servers by check_interval, check_fall,"
+        " check_rise; remove it, or give it in nginx_defaults"
+    )
+    (problem,) = problems(defaults={"check_fall": 2}, balancer="nginx")
+    assert "lb_defaults.check_fall = 2: is for HAProxy only" in problem
+    services = {**SERVICES, "api": {**SERVICES["api"], "check_fall": 2}}
+    with pytest.raises(lb.ModelError) as caught:
+        lb.build_model([site()], services, GROUPS, HOSTVARS, balancer="nginx")
+    assert str(caught.value) == (
+        "lb_sites[0].routes[0].service = 'api': has check_fall, which is for HAProxy only; nginx finds broken servers"
+        " by fail_timeout, max_fails; remove it, or give it in haproxy_services"
+    )
+    for balancer, kept in (("haproxy", "check_fall"), ("nginx", "max_fails"), ("", "max_fails")):
+        assert model(defaults={kept: 7}, balancer=balancer)["failover"][kept] == 7
 
 
 def test_all_faults_come_at_once() -> None:

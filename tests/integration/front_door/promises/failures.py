@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from front_door.asking import H1, HEADERS, HOST, Socket, Steady, ask, names, promise
+from front_door.asking import H1, HEADERS, HOST, SERVERS, Socket, Steady, ask, names, promise, statuses
 from front_door.balancer import BALANCER, until
 from front_door.faults import all_serve, frozen, marked, unreachable, without
 
@@ -57,7 +57,15 @@ def a_reload_costs_no_request() -> str:
 def a_server_that_is_not_ready_is_taken_out() -> str:
     """E4-28: checks name a host of the site."""
     if BALANCER.is_nginx:
-        return "nginx has no active checks; it finds a broken server by the requests that fail"
+        mark = f"mark{time.time_ns()}"
+        with without("echo-a1-8081"):
+            assert set(statuses(f"/?{mark}", 40)) == {200}
+        met = [line for line in BALANCER.logged(mark) if f"{SERVERS['a1']}:8081, {SERVERS['a2']}:8081" in line]
+        assert 1 <= len(met) <= 10, met
+        return (
+            "nginx asks no server, and preflight refuses check times by name; of 40 GETs with a stopped server"
+            f" {len(met)} met it, went to the other, and it rested"
+        )
     assert ask("/").told["asked_for"] == [HOST], ask("/").told["asked_for"]
     with marked("a1", "broken"):
         down = until(15, "a1 is DOWN", lambda: not BALANCER.up("api", "a1"))

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from front_door.asking import H1, H2, ask, client, many, promise, statuses, turn
+from front_door.asking import H1, H2, HOST, ask, client, many, promise, statuses, turn
 from front_door.balancer import BALANCER, run, until
 from front_door.faults import all_serve, marked
 
@@ -34,7 +34,7 @@ def bodies_have_a_limit() -> str:
     return "11 MB: 413 at /, 200 at /vector; 51 MB: 413; of undeclared length: refused at /, 200 without a limit"
 
 
-@promise(7, by=(H1,))
+@promise(7)
 def slow_answers_are_cut_at_the_routes_timeout() -> str:
     """E0-32, E1-41: tries are bounded."""
     taken = {}
@@ -76,16 +76,40 @@ def slow_requests_take_no_server_out() -> str:
 
 
 @promise(7, by=(H1,))
-def buffers_are_as_declared() -> str:
+def timeouts_and_buffers_are_as_declared() -> str:
     """An answer's head of more than buffer_size is refused by nginx, and passed by HAProxy's 16k."""
+    wanted = {
+        ("/", "api"): (5, 60, 60),
+        ("/vector/", "api_vector"): (10, 120, 120),
+        ("= /health", "api_health"): (2, 2, 2),
+    }
+    for (location, backend), (connect, send, read) in wanted.items():
+        shown = BALANCER.route(HOST, location, backend)
+        if BALANCER.is_nginx:
+            times = {"connect": connect, "send": send, "read": read}
+            lines = [f"proxy_{what}_timeout {seconds}s;" for what, seconds in times.items()]
+            lines += ["proxy_buffer_size 4096;", "proxy_buffers 8 4096;", "proxy_busy_buffers_size 8192;"]
+        else:
+            lines = [f"timeout connect {connect}s", f"timeout server {read}s"]
+        for line in lines:
+            assert f"    {line}\n" in f"{shown}\n", (location, line, shown)
+    buffers = "buffers of 4k, 8 of 4k, 8k busy" if BALANCER.is_nginx else "no buffers to declare beside its own of 16k"
+    return f"{', '.join(f'{location} {seconds} s' for (location, _), seconds in wanted.items())}; {buffers}"
+
+
+@promise(21, by=(H1,))
+def the_configuration_is_valid_and_holds_the_whole_load() -> str:
+    assert BALANCER.complaints() == [], BALANCER.complaints()
     if BALANCER.is_nginx:
-        shown = run("nginx", "-T")
-        for line in ("proxy_buffer_size 4096;", "proxy_buffers 8 4096;", "proxy_busy_buffers_size 8192;"):
-            assert line in shown, line
-        return "nginx -T: 4k, 8 of 4k, 8k busy"
-    size = next(line for line in BALANCER.socket("show info typed").splitlines() if "Maxconn" in line)
+        connections = int(run("nginx", "-T").split("worker_connections ")[1].split(";")[0])
+        assert connections == 4096, connections
+        return f"nginx -t has no warning; {connections} connections for each worker"
+    size = next(line for line in BALANCER.socket("show info typed").splitlines() if ".Maxconn." in line)
     assert size.endswith(":4096"), size
-    return "HAProxy: none to declare but its own of 16k; maxconn 4096"
+    defaults = run("cat", "/etc/haproxy/haproxy.cfg").split("\ndefaults\n")[1].split("\n\n")[0]
+    for line in ("log global", "option httplog", "option redispatch 1", "retries 2"):
+        assert f"    {line}\n" in defaults, (line, defaults)
+    return "haproxy -c has no warning; maxconn 4096, httplog, a request is offered to 3 servers"
 
 
 @promise(10)

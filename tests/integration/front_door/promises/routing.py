@@ -77,6 +77,14 @@ def connections_to_the_service_are_kept() -> str:
     return f"connections opened for 1000 requests: {seen['/']}, below /vector/ {seen['/vector/x']}; others {seen}"
 
 
+@promise(22)
+def servers_take_turns() -> str:
+    found = names("/round", 40)
+    assert set(found) == set(SERVERS), found
+    assert max(found.values()) - min(found.values()) <= 2, found
+    return f"of 40: {dict(sorted(found.items()))}"
+
+
 @promise(22, by=(H1,))
 def the_idle_server_is_preferred() -> str:
     answers: list[Answer] = []

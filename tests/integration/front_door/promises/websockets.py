@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
-from front_door.asking import WS, Socket, promise
+from front_door.asking import HOST, WS, Socket, promise
 from front_door.balancer import BALANCER
 from front_door.faults import unreachable, without
 
@@ -19,6 +20,30 @@ def websockets_pass_and_outlive_a_reload() -> str:
                 BALANCER.reload()
             time.sleep(1)
     return f"101 after {1000 * standing.seconds:.0f} ms, 3 messages came back, a reload between them"
+
+
+@promise(8, by=(WS,))
+def a_websocket_may_be_silent_for_as_long_as_its_route_says() -> str:
+    """E0-21, E4-04: for an hour, where nothing is said; each message starts the time anew."""
+    shown = BALANCER.route(HOST, "/ws/", "api_ws")
+    if BALANCER.is_nginx:
+        lines = ["proxy_send_timeout 3600s;", "proxy_read_timeout 3600s;"]
+    else:
+        lines = ["timeout tunnel 3600s"]
+    for line in lines:
+        assert f"    {line}\n" in shown, (line, shown)
+    with Socket("/brief") as talking, Socket("/brief") as silent:
+        begun = time.monotonic()
+        for _ in range(10):
+            talking.echoes()
+            time.sleep(1)
+        # Other times than its own would let it stand for a minute or more.
+        silent.wrapped.settimeout(20)
+        with contextlib.suppress(ConnectionResetError):
+            assert silent.wrapped.recv(4096) == b"", "a silent one still stands"
+        talking.echoes()
+        stood = time.monotonic() - begun
+    return f"3600 s on /ws; with 4 s, one with a message every second stood for {stood:.0f} s, a silent one was closed"
 
 
 @promise(2, 8, by=(WS,))
