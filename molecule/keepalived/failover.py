@@ -25,6 +25,8 @@ BOUND = 10.0
 # Answers in a row that count as the end of an interruption.
 STEADY = 20
 DEADLINE = 60.0
+# A mended one takes over again only after two checks, which come once a second.
+MENDED = 3.0
 FAULTS = {
     "its UNIT is killed": (["exec", "HOST", "systemctl", "kill", "--signal=KILL", "UNIT"],
                            ["exec", "HOST", "systemctl", "restart", "UNIT"]),
@@ -108,6 +110,7 @@ def broken(address: str, hosts: list[str], title: str) -> None:
             heir = the_holder(address, [host for host in hosts if host != holder])
         finally:
             docker(mend, holder)
+        time.sleep(MENDED)
         back = the_holder(address, hosts)
         if took is not None:
             break
