@@ -18,12 +18,14 @@ from front_door.balancer import BALANCER
 from front_door.promises import names, answers, routing, limits, websockets, failures  # noqa: F401  # isort: skip
 
 FEATURES = range(1, 30)
-# What needs a controller is proved by others.
+# What needs a controller or an authority is proved by others.
 ELSEWHERE = {
     1: "        a host more in the inventory: tests/integration/test_balancers.py",
     8: "        silent, and with a message every 30 s, for 300 s over reloads: tests/integration/test_balancers.py",
     20: "        a broken value: tests/integration/test_balancers.py",
     26: "        an unknown cipher: tests/unit/test_front_door.py",
+    30: "        renewed on both balancers without a restart: molecule/acme",
+    31: "        an expired certificate fails verify: tests/integration/fault_matrix.py",
     81: "        drained and put back: tests/integration/test_balancers.py",
 }
 
