@@ -15,6 +15,8 @@ description:
   - Without O(checks) it runs what the roles of the host have announced in C(/etc/vmfleet/checks.d).
   - Fails when a check is V(crit) or V(unknown), and when there is no check at all. A check that hangs does not hold up
     the others or the run.
+  - Announced checks are run by the C(vmfleet-health) that role C(base) has put on the host, if it is of the
+    controller's version; nothing is transferred then.
   - The types of checks and their keys are in C(docs/health.md) of the collection.
 options:
   checks:
@@ -108,45 +110,17 @@ results:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vmfleet.ops.plugins.module_utils._health.judge import describe
-from ansible_collections.vmfleet.ops.plugins.module_utils._health.model import (
-    CheckError,
-    choose,
-    load_announced,
-    parse_checks,
-)
-from ansible_collections.vmfleet.ops.plugins.module_utils._health.registry import TYPES
-from ansible_collections.vmfleet.ops.plugins.module_utils._health.runner import run_checks
+from ansible_collections.vmfleet.ops.plugins.module_utils._health.cli import ARGUMENT_SPEC, judged, look
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "checks": {"type": "list", "elements": "dict"},
-            "tags": {"type": "list", "elements": "str", "default": []},
-            "skip_tags": {"type": "list", "elements": "str", "default": []},
-            "deadline": {"type": "float", "default": 30.0},
-            "wait": {"type": "float", "default": 0.0},
-            "fail": {"type": "bool", "default": True},
-            "directory": {"type": "path", "default": "/etc/vmfleet/checks.d"},
-        },
-        supports_check_mode=True,
-    )
-    given = module.params
-    try:
-        entries = load_announced(given["directory"])
-        if given["checks"] is not None:
-            entries = [("", entry) for entry in given["checks"]]
-        checks = choose(parse_checks(entries, TYPES), given["tags"], given["skip_tags"])
-        if not checks:
-            raise CheckError("no check has the tags asked for, so nothing would be proven")
-    except CheckError as error:
-        module.fail_json(msg=str(error))
-    outcome = run_checks(checks, given["deadline"], given["wait"])
-    if given["fail"] and not outcome["healthy"]:
-        bad = [describe(entry) for entry in outcome["results"] if entry["state"] in ("crit", "unknown")]
-        module.fail_json(msg=f"{len(bad)} of {len(checks)} checks failed:\n" + "\n".join(bad), **outcome)
-    module.exit_json(changed=False, **outcome)
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    given = dict(module.params)
+    fail = given.pop("fail")
+    result = judged(look(**given), fail)
+    if result.pop("failed", False):
+        module.fail_json(**result)
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -184,7 +184,16 @@ HOST_AND_UNITS = [
     stopped("vmfleet-health.timer", "mon1", "base: the host looks at its health"),
     disabled("vmfleet-health.timer", "db2", "base: the host looks at its health"),
     disabled("ufw", "lb1", "firewall: firewall comes up at boot"),
-    Fault("ufw off", "db1", "ufw disable", "ufw --force enable", "db1: firewall: firewall is active", "did not print"),
+    Fault("ufw off", "db1", "ufw disable", "ufw --force enable", "db1: firewall: firewall is active", "returned 1"),
+    Fault(
+        "rules by which no packet comes",
+        "pool1",
+        "iptables -P INPUT ACCEPT && iptables -F INPUT",
+        # A reload alone would not bring the way into ufw's chains back.
+        "ufw disable && /usr/lib/ufw/ufw-init flush-all && ufw --force enable",
+        "pool1: firewall: firewall is active",
+        "did not print",
+    ),
     Fault(
         "sshd back to its defaults",
         "cache1",
@@ -369,9 +378,9 @@ HANDS = [
     Fault(
         "a check that hangs",
         "api1",
-        "printf '#!/bin/sh\\nexec sleep 300\\n' >/root/ufw && chmod 0755 /root/ufw"
-        " && mount --bind /root/ufw /usr/sbin/ufw",
-        "umount /usr/sbin/ufw",
+        "printf '#!/bin/sh\\nexec sleep 300\\n' >/root/iptables && chmod 0755 /root/iptables"
+        " && mount --bind /root/iptables /usr/sbin/iptables",
+        "umount /usr/sbin/iptables",
         "api1: firewall: firewall is active",
         "still running after",
     ),

@@ -18,14 +18,23 @@ from lab import ROOT, Host, Run
 from site_fleet import HOSTS, PREFIX, docker, script, site
 
 
-def verify(tmp_path: Path, *options: str) -> dict[str, Any]:
+def verify(tmp_path: Path, **keywords: Any) -> dict[str, Any]:
     """The report of a run of verify.yml that found the fleet healthy; Prometheus gets the time to ask its targets."""
-    run = site(
-        tmp_path, "-e", "verify_wait=40", "-e", f"verify_report={tmp_path / 'verdict'}", *options, playbook="verify"
-    )
+    options = ("-e", "verify_wait=40", "-e", f"verify_report={tmp_path / 'verdict'}")
+    run = site(tmp_path, *options, playbook="verify", **keywords)
     assert run.rc == 0, run.output[-6000:]
     report: dict[str, Any] = json.loads((tmp_path / "verdict" / "verdict.json").read_text())
     return report
+
+
+def recorded(tmp_path: Path) -> tuple[dict[str, str], Path]:
+    """An environment in which ssh notes its executions, and the file where it does."""
+    log, wrapper = tmp_path / "ssh.log", tmp_path / "ssh"
+    wrapper.write_text(
+        f'#!/bin/sh\nprintf "%s " "$@" | tr "\\n" " " >>{log}\necho >>{log}\nexec {shutil.which("ssh")} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    return {"ANSIBLE_SSH_EXECUTABLE": str(wrapper)}, log
 
 
 def changed_hosts(run: Run) -> dict[str, list[str]]:
@@ -71,13 +80,8 @@ def test_second_run_looks_once_per_host_and_changes_nothing(fleet: dict[str, Hos
     run = site(tmp_path)
     assert run.rc == 0, run.output[-6000:]
     assert changed_hosts(run) == {}
-    log = tmp_path / "ssh.log"
-    wrapper = tmp_path / "ssh"
-    wrapper.write_text(
-        f'#!/bin/sh\nprintf "%s " "$@" | tr "\\n" " " >>{log}\necho >>{log}\nexec {shutil.which("ssh")} "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    run = site(tmp_path, "--diff", env={"ANSIBLE_SSH_EXECUTABLE": str(wrapper)})
+    environment, log = recorded(tmp_path)
+    run = site(tmp_path, "--diff", env=environment)
     assert run.rc == 0, run.output[-6000:]
     assert changed_hosts(run) == {}
     executions = log.read_text().splitlines()
@@ -94,7 +98,9 @@ def test_second_run_looks_once_per_host_and_changes_nothing(fleet: dict[str, Hos
 
 def test_every_host_proves_its_health_and_the_fleet_gets_a_verdict(fleet: dict[str, Host], tmp_path: Path) -> None:
     """What is broken is named on its host; who is frozen or cannot be reached counts."""
-    report = verify(tmp_path)
+    environment, log = recorded(tmp_path)
+    report = verify(tmp_path, env=environment)
+    assert "/bin/sh" in log.read_text() and "python" not in log.read_text(), "a module was transferred"
     assert {name: host["reach"] for name, host in report["hosts"].items()} == dict.fromkeys(
         [*HOSTS, "outside"], "answered"
     )
@@ -117,13 +123,15 @@ def test_every_host_proves_its_health_and_the_fleet_gets_a_verdict(fleet: dict[s
     ghost = tmp_path / "ghost.yml"
     ghost.write_text("all: {hosts: {ghost: {ansible_host: 127.0.0.1, ansible_port: 1}}}\n")
     fleet["cache1"].sh("systemctl stop redis-server")
+    # Another engine than the controller's, which then brings its own.
+    fleet["cache1"].sh("sed -i '$a # another version' /usr/local/lib/vmfleet/_host.py")
     docker("pause", fleet["pool1"])
     try:
         options = ["-e", "verify_wait=0", "-e", "verify_timeout=15", "-e", f"verify_report={tmp_path}"]
         broken = site(tmp_path, "-i", str(ghost), *options, "--limit", "cache1,db1,pool1,ghost", playbook="verify")
     finally:
         docker("unpause", fleet["pool1"])
-        fleet["cache1"].sh("systemctl start redis-server")
+        fleet["cache1"].sh("systemctl start redis-server; sed -i '$d' /usr/local/lib/vmfleet/_host.py")
     assert broken.rc != 0
     report = json.loads((tmp_path / "verdict.json").read_text())
     states = {name: (host["reach"], host["state"]) for name, host in report["hosts"].items()}

@@ -10,7 +10,8 @@ import yaml
 from ansible_collections.vmfleet.ops.plugins.action import load_test as load_test_action
 from ansible_collections.vmfleet.ops.plugins.action import preflight as preflight_action
 from ansible_collections.vmfleet.ops.plugins.module_utils import _desired
-from ansible_collections.vmfleet.ops.plugins.modules import converge, fleet_verdict, load_test, preflight
+from ansible_collections.vmfleet.ops.plugins.module_utils._health import cli
+from ansible_collections.vmfleet.ops.plugins.modules import converge, fleet_verdict, health, load_test, preflight
 from ansible_collections.vmfleet.ops.plugins.plugin_utils import _verdict_play
 
 
@@ -34,10 +35,11 @@ def told(options: Mapping[str, Any], nested: str) -> dict[str, Any]:
     [
         (converge, _desired.ARGUMENT_SPEC),
         (fleet_verdict, _verdict_play.ARGUMENT_SPEC),
+        (health, cli.ARGUMENT_SPEC),
         (load_test, load_test_action.ARGUMENT_SPEC),
         (preflight, preflight_action.ARGUMENT_SPEC),
     ],
-    ids=["converge", "fleet_verdict", "load_test", "preflight"],
+    ids=["converge", "fleet_verdict", "health", "load_test", "preflight"],
 )
 def test_the_documentation_is_the_spec(module: Any, spec: Mapping[str, Any]) -> None:
     documented = yaml.safe_load(module.DOCUMENTATION)["options"]

@@ -24,7 +24,16 @@ WORDS = {OK: "OK", WARN: "WARNING", CRIT: "CRITICAL", UNKNOWN: "UNKNOWN"}
 PERFDATA_UNITS = {" %": "%", " s": "s", " ms": "ms", " B": "B"}
 # EX_CANTCREAT of sysexits.h: the verdict is known and could not be left where it was to be left.
 NOT_WRITTEN = 73
-
+# Of the module ``health``, which asks the same.
+ARGUMENT_SPEC: dict[str, Any] = {
+    "checks": {"type": "list", "elements": "dict"},
+    "tags": {"type": "list", "elements": "str", "default": []},
+    "skip_tags": {"type": "list", "elements": "str", "default": []},
+    "deadline": {"type": "float", "default": 30.0},
+    "wait": {"type": "float", "default": 0.0},
+    "fail": {"type": "bool", "default": True},
+    "directory": {"type": "path", "default": CHECKS_DIR},
+}
 
 CODE_WORDS = ", ".join(f"{code} {state}" for state, code in CODES.items())
 # Labels as they are printed, with a value.
@@ -55,16 +64,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def look(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The outcome of a run; where the checks cannot be read or there are none, ``error`` says so."""
+def look(
+    directory: str,
+    tags: Sequence[str],
+    skip_tags: Sequence[str],
+    deadline: float,
+    wait: float,
+    checks: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The outcome of a run of these checks, or of the announced ones.
+
+    :returns: what `run_checks` returns; where the checks cannot be read or there are none, ``error`` says so besides.
+    """
     try:
-        checks = parse_checks(load_announced(arguments.directory), TYPES)
-        checks = choose(checks, arguments.tags, arguments.skip_tags)
-        if not checks:
+        entries = load_announced(directory) if checks is None else [("", dict(check)) for check in checks]
+        chosen = choose(parse_checks(entries, TYPES), tags, skip_tags)
+        if not chosen:
             raise CheckError("no check has the tags asked for, so nothing would be proven")
     except CheckError as error:
         return {"results": [], **summarise([]), "seconds": 0.0, "error": str(error)}
-    return run_checks(checks, arguments.deadline, arguments.wait)
+    return run_checks(chosen, deadline, wait)
+
+
+def judged(outcome: dict[str, Any], fail: bool) -> dict[str, Any]:
+    """An outcome as the module returns it.
+
+    :arg fail: whether the task fails when the host is not healthy.
+    """
+    if "error" in outcome:
+        return {"failed": True, "msg": outcome["error"]}
+    bad = [describe(entry) for entry in outcome["results"] if entry["state"] in (CRIT, UNKNOWN)]
+    if fail and bad:
+        words = f"{len(bad)} of {len(outcome['results'])} checks failed:\n" + "\n".join(bad)
+        return {**outcome, "failed": True, "msg": words}
+    return {**outcome, "changed": False}
 
 
 def text(outcome: Mapping[str, Any], quiet: bool = False) -> list[str]:
@@ -137,7 +170,7 @@ def labels(pairs: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    outcome = look(arguments)
+    outcome = look(arguments.directory, arguments.tags, arguments.skip_tags, arguments.deadline, arguments.wait)
     now = time.time()
     lines = text(outcome, arguments.quiet)
     if arguments.json:
