@@ -26,6 +26,12 @@ options:
     description: The set; by default the newest one, or for a point in time the newest before it.
     type: str
     default: ""
+  fleet:
+    description:
+      - Attempt of several hosts that the set has to be a part of. Whether it is whole is for the caller to see, by
+        filter P(vmfleet.ops.fleet_sets#filter).
+    type: str
+    default: ""
   sources:
     description: Sources to restore; by default all of the set, and for a point in time those that have such points.
     type: list
@@ -115,12 +121,13 @@ def restored(engine: Engine, given: dict[str, Any], check_mode: bool) -> dict[st
         raise Refused(f"{', '.join(moments)}: name different moments; give one of them")
     target = Target(given["time"], given["restore_point"], given["lsn"], given["latest"], given["database"])
     if check_mode:
-        return {"changed": True, **engine.choose(given["name"], given["sources"], target)}
+        return {"changed": True, **engine.choose(given["name"], given["sources"], target, given["fleet"])}
     if given["confirm"] != engine.host:
         raise Refused(
             f"confirm: is {given['confirm']!r}; a restore of this host wants {engine.host!r}. Nothing was changed"
         )
-    return {"changed": True, **engine.restore(given["name"], given["sources"], target, given["wait"])}
+    done = engine.restore(given["name"], given["sources"], target, given["wait"], set_of=given["fleet"])
+    return {"changed": True, **done}
 
 
 def concluded(engine: Engine, given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
@@ -133,6 +140,7 @@ def main() -> None:
         argument_spec={
             "state": {"type": "str", "choices": ["restored", "committed", "undone"], "default": "restored"},
             "name": {"type": "str", "default": ""},
+            "fleet": {"type": "str", "default": ""},
             "sources": {"type": "list", "elements": "str", "default": []},
             "time": {"type": "str", "default": ""},
             "restore_point": {"type": "str", "default": ""},

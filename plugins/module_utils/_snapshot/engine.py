@@ -17,6 +17,7 @@ from typing import Any
 
 from .._durable import write_durably, write_textfile
 from .._host import end_orphan
+from . import hold
 from .catalogue import Catalogue
 from .model import SEALED, VERIFIED, Busy, Manifest, NotFound, Refused, SnapshotError, check_id, now, parse_time
 from .registry import TYPES
@@ -33,7 +34,7 @@ SWAPPED, COMMITTING = "swapped", "committing"
 FAULTS = (SnapshotError, OSError)
 
 
-def _fail_point(phase: str) -> None:
+def fail_point(phase: str) -> None:
     """Lets the tests kill a run at a given phase, as a power cut or the OOM killer would."""
     if os.environ.get("VMFLEET_FAIL_AT") == phase:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -84,8 +85,10 @@ class Engine:
         return found
 
     @contextlib.contextmanager
-    def run(self, wait: float = 0.0) -> Iterator[None]:
+    def run(self, wait: float = 0.0, set_of: str = "") -> Iterator[None]:
         """Alone on this host, and after what a killed run has left was put in order.
+
+        ``set_of`` is the attempt of several hosts, of which this run is a step: it may have the host held.
 
         :raises Busy: when another run goes on for longer than ``wait`` seconds.
         """
@@ -94,24 +97,30 @@ class Engine:
         deadline = time.monotonic() + wait
         with open(os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "w", encoding="ascii") as handle:
             while True:
-                try:
+                with contextlib.suppress(BlockingIOError):
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise Busy("another snapshot or restore is at work on this host; wait for its end") from None
-                    time.sleep(0.5)
+                    if not hold.lasts(hold.read(), set_of):
+                        break
+                    fcntl.flock(handle, fcntl.LOCK_UN)
+                if time.monotonic() >= deadline:
+                    raise Busy("another snapshot or restore is at work on this host; wait for its end")
+                time.sleep(0.5)
             self.context.pid_file = f"{STATE}/running"
             self.context.done.clear()
             try:
-                self._settle(self.context.pid_file)
+                self._settle(self.context.pid_file, set_of)
                 yield
             finally:
                 self.context.pid_file = None
 
-    def _settle(self, pid_file: str) -> None:
+    def _settle(self, pid_file: str, set_of: str) -> None:
         end_orphan(pid_file)
         self._clear_spool()
+        entry = hold.read()
+        if entry is not None:
+            if entry["fleet"] == set_of:
+                return
+            self.let_go()
         for source in self.sources:
             source.settle()
         entry = self.pending()
@@ -121,13 +130,27 @@ class Engine:
             self.say(f"undoing a restore of set {entry['set']} that was ended in the middle")
             self._undo(entry)
         if self.catalogue.ids("copying"):
-            self._sweep()
+            self.sweep()
+
+    def let_go(self) -> list[str]:
+        """Ends what a set of several hosts has held here. Returns what was wrong with its fence."""
+        entry = hold.read()
+        problems = []
+        for source in self.sources:
+            if entry is not None and source.name in entry.get("fence", {}):
+                try:
+                    problems.append(source.unfence(entry["fence"][source.name]))
+                except FAULTS as error:
+                    # Fences end by themselves; the others are not to wait for this one.
+                    problems.append(str(error))
+        hold.remove()
+        return [problem for problem in problems if problem]
 
     def _clear_spool(self) -> None:
         for name in os.listdir(self.context.spool):
             shutil.rmtree(os.path.join(self.context.spool, name))
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Removes what belongs to no sealed set. One that cannot be read may need anything: then nothing is removed."""
         begun = self.catalogue.ids("copying")
         members = [member for manifest in self.catalogue.all() for member in manifest.members]
@@ -163,7 +186,7 @@ class Engine:
                     source.plan()
                 manifest = Manifest(set_id, self.host, SEALED, began, self.repository.key.id, reason)
                 self.catalogue.begin(manifest)
-                _fail_point("begun")
+                fail_point("begun")
                 try:
                     members = []
                     for number, source in enumerate(sources, start=1):
@@ -172,22 +195,22 @@ class Engine:
                         self.say(
                             f"{number}/{len(sources)} {source.name}: {members[-1].size} B, {members[-1].stored} B new"
                         )
-                        _fail_point(f"copied-{source.kind}")
+                        fail_point(f"copied-{source.kind}")
                     manifest = dataclasses.replace(manifest, members=tuple(members), sealed=now())
-                    _fail_point("seal")
+                    fail_point("seal")
                     self.catalogue.write(manifest)
-                    _fail_point("sealed")
+                    fail_point("sealed")
                 except FAULTS:
                     # What failed is told, also when the remains cannot be swept now; the next run tries again.
                     with contextlib.suppress(*FAULTS):
-                        self._sweep()
+                        self.sweep()
                     raise
             except FAULTS as error:
-                self._report(failed=str(error))
+                self.report(failed=str(error))
                 raise
             finally:
                 self._clear_spool()
-            self._report(manifest)
+            self.report(manifest)
         return manifest
 
     def verify(self, set_id: str = "", *, thorough: bool = False, wait: float = 0.0) -> tuple[Manifest, dict[str, Any]]:
@@ -203,13 +226,13 @@ class Engine:
                     self.say(f"{member.source}: verifying")
                     proven[member.source] = self._source(member.source).verify(member, thorough)
             except FAULTS as error:
-                self._report(failed=f"set {manifest.id} is not sound: {error}")
+                self.report(failed=f"set {manifest.id} is not sound: {error}")
                 raise
             finally:
                 self._clear_spool()
             manifest = dataclasses.replace(manifest, state=max(manifest.state, VERIFIED, key=_rank), verified=now())
             self.catalogue.write(manifest)
-            self._report(manifest)
+            self.report(manifest)
         return manifest, proven
 
     def remove(self, set_ids: Sequence[str], wait: float = 0.0) -> list[str]:
@@ -226,7 +249,7 @@ class Engine:
             for manifest in gone:
                 self.catalogue.forget(manifest.id)
             if gone:
-                self._sweep()
+                self.sweep()
         return [manifest.id for manifest in gone]
 
     # Restoring
@@ -242,7 +265,7 @@ class Engine:
 
     def _note(self, entry: Mapping[str, Any], phase: str) -> None:
         write_durably(JOURNAL, json.dumps({**entry, "phase": phase}).encode())
-        _fail_point(f"restore-{phase}")
+        fail_point(f"restore-{phase}")
 
     def _commit(self, entry: Mapping[str, Any]) -> None:
         for name, choice in entry["choices"].items():
@@ -254,8 +277,12 @@ class Engine:
             self._source(name).undo(choice)
         os.unlink(JOURNAL)
 
-    def choose(self, set_id: str = "", names: Sequence[str] = (), target: Target | None = None) -> dict[str, Any]:
+    def choose(
+        self, set_id: str = "", names: Sequence[str] = (), target: Target | None = None, set_of: str = ""
+    ) -> dict[str, Any]:
         """What a restore would do: the set, and for each source the engine's choice. Changes nothing.
+
+        ``set_of`` insists on the part of this host in what several hosts have made together, see :mod:`.fleet`.
 
         Without a set it is the newest one for its own moment; another moment may come from an earlier one, and is that
         of the sources which have such moments.
@@ -271,6 +298,8 @@ class Engine:
         target = target or Target()
         sets = self.catalogue.all()
         chosen = self.catalogue.load(set_id) if set_id else self.catalogue.newest()
+        if set_of and chosen.fleet.get("id") != set_of:
+            raise Refused(f"set {chosen.id} of this host is no part of {set_of}, which others have made")
         choices = {}
         kinds = {member.type for member in chosen.members}
         own = [
@@ -287,7 +316,13 @@ class Engine:
         return {"set": chosen.id, "choices": choices}
 
     def restore(
-        self, set_id: str = "", names: Sequence[str] = (), target: Target | None = None, wait: float = 0.0
+        self,
+        set_id: str = "",
+        names: Sequence[str] = (),
+        target: Target | None = None,
+        wait: float = 0.0,
+        *,
+        set_of: str = "",
     ) -> dict[str, Any]:
         """Restores: all is staged beside the live data first, then all is swapped. The old data stay until commit.
 
@@ -296,7 +331,7 @@ class Engine:
         :raises SnapshotError: then the old data are live, as before.
         """
         with self.run(wait):
-            entry = self.choose(set_id, names, target)
+            entry = self.choose(set_id, names, target, set_of)
             proven: dict[str, Any] = {}
             try:
                 self._note(entry, "staging")
@@ -307,7 +342,7 @@ class Engine:
                 for name, choice in entry["choices"].items():
                     self.say(f"{name}: swapping")
                     self._source(name).swap(choice)
-                    _fail_point(f"swapped-{self._source(name).kind}")
+                    fail_point(f"swapped-{self._source(name).kind}")
                 self._note(entry, SWAPPED)
             except FAULTS:
                 self._undo(entry)
@@ -332,7 +367,7 @@ class Engine:
 
     # Records for people and monitoring
 
-    def _report(self, manifest: Manifest | None = None, failed: str = "") -> None:
+    def report(self, manifest: Manifest | None = None, failed: str = "") -> None:
         """Leaves the status that health checks read, and metrics. A failure keeps the times of the last good set."""
         path = f"{STATE}/status.json"
         try:

@@ -104,7 +104,7 @@ class Files(Kept):
             else:
                 yield from (f"{literally(path)}/**/{pattern}" for path in self.options.paths)
 
-    def copy(self, set_id: str, full: bool) -> Member:
+    def mark(self, set_id: str, work: dict[str, Any]) -> dict[str, Any]:
         began = now()
         left_out = leaves_out(self.options.exclude)
         folder = self.scratch()
@@ -115,7 +115,13 @@ class Files(Kept):
         member = self.save(set_id, began, [*self.options.paths, folder], options, consistency="crash")
         moving = {path: changes(before[path], index(path, left_out)) for path in self.options.paths}
         details = {"folder": folder, "entries": sum(map(len, before.values())), "moving": moving}
-        return dataclasses.replace(member, details=details)
+        return {"member": dataclasses.asdict(dataclasses.replace(member, details=details))}
+
+    def finish(self, set_id: str, work: dict[str, Any]) -> Member:
+        return Member(**work["member"])
+
+    def of_one_moment(self, member: Member) -> bool:
+        return not any(member.details["moving"].values())
 
     def prove(self, member: Member) -> dict[str, Any]:
         target = self.scratch(".proof")

@@ -15,7 +15,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 COPYING, SEALED, VERIFIED, DRILLED = "copying", "sealed", "verified", "drilled"
 STATES = (COPYING, SEALED, VERIFIED, DRILLED)
 # What a member, and a set as its weakest member, is worth: as after a power cut; as the application wrote it; all
@@ -146,7 +146,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that is known of a set. Times are UTC, see :func:`now`; ``verified`` and ``drilled`` say when, or nothing."""
+    """All that is known of a set. Times are UTC, see :func:`now`; ``verified`` and ``drilled`` say when, or nothing.
+
+    ``fleet`` is there when several hosts made it together, see :mod:`.fleet`: ``id`` of that attempt, ``hosts`` that
+    have a part, ``began`` and ``ended`` of the moment on this host, and ``complete``, the time at which all were known
+    to be sealed, or nothing.
+    """
 
     id: str
     host: str
@@ -158,6 +163,7 @@ class Manifest:
     verified: str = ""
     drilled: str = ""
     members: tuple[Member, ...] = ()
+    fleet: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -203,7 +209,7 @@ def unpack(content: bytes, key: Key, where: str) -> Manifest:
     if not hmac.compare_digest(code, hmac.new(key.mac, canonical(body), hashlib.sha256).hexdigest()):
         raise Damaged(f"{where}: does not agree with its code of authentication")
     members = tuple(Member(**entry) for entry in body.pop("members"))
-    return Manifest(**body, members=members)
+    return Manifest(**{**body, "format": FORMAT}, members=members)
 
 
 def check_id(text: str) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 from .._host import run_command
 from .beside import STAGING, STARTED, Beside
 from .model import Damaged, EngineFailed, Member, Refused, parse_time
+from .postgresql_fence import Fence
 from .sources import PATIENCE, Source, Target
 
 ACCOUNT = "postgres"
@@ -204,16 +205,30 @@ class Physical(Source):
             )
         return int(self._server.ask("SELECT sum(pg_database_size(oid)) FROM pg_database"))
 
-    def copy(self, set_id: str, full: bool) -> Member:
+    def ahead(self, set_id: str, full: bool) -> dict[str, Any]:
         former = {entry["label"] for entry in self._info()["backup"]}
         kind = "full" if full else "incr"
         self._pgbackrest("copy the cluster", "backup", f"--type={kind}")
         (backup,) = [entry for entry in self._info()["backup"] if entry["label"] not in former]
         if backup.get("error"):
             raise Damaged(f"{self.name}: pages of the cluster do not agree with their checksums; see pgBackRest's log")
-        # The set's moment is a named point in the log, and the log up to it has to be in the archive.
-        point = self._server.ask("SELECT pg_create_restore_point(:'point')", variables=[f"point={POINT}{set_id}"])
+        return {"label": backup["label"]}
+
+    def mark(self, set_id: str, work: dict[str, Any]) -> dict[str, Any]:
+        # The set's moment is a named point in the log.
+        query = "SELECT pg_create_restore_point(:'point')"
+        return {"lsn": self._server.ask(query, variables=[f"point={POINT}{set_id}"])}
+
+    def fence(self, seconds: float) -> dict[str, Any]:
+        return Fence(self._server, ACCOUNT).close(seconds)
+
+    def unfence(self, fence: dict[str, Any]) -> str:
+        said = Fence(self._server, ACCOUNT).open(fence)
+        return f"{self.name}: {said}" if said else ""
+
+    def finish(self, set_id: str, work: dict[str, Any]) -> Member:
         self._pgbackrest("wait for the log in the archive", "check", f"--archive-timeout={ARCHIVED}")
+        backup = self._backup(work["label"])
         info = backup["info"]
         return Member(
             source=self.name,
@@ -233,19 +248,19 @@ class Physical(Source):
                 "timeline": int(backup["archive"]["stop"][:8], 16),
                 "lsn_start": backup["lsn"]["start"],
                 "lsn_stop": backup["lsn"]["stop"],
-                "lsn": point,
+                "lsn": work["lsn"],
                 "point": f"{POINT}{set_id}",
             },
         )
 
-    def _backup(self, member: Member) -> dict[str, Any]:
+    def _backup(self, label: str) -> dict[str, Any]:
         for entry in self._info()["backup"]:
-            if entry["label"] == member.label:
+            if entry["label"] == label:
                 return dict(entry)
-        raise Damaged(f"{self.name}: pgBackRest has no {member.label} any more")
+        raise Damaged(f"{self.name}: pgBackRest has no {label} any more")
 
     def verify(self, member: Member, thorough: bool) -> dict[str, Any]:
-        self._backup(member)
+        self._backup(member.label)
         # Reads every file of the stanza and its log, and holds it against the digests in pgBackRest's manifests.
         try:
             said = self._pgbackrest("verify the repository", "verify", "--output=text", "--verbose")
@@ -363,8 +378,10 @@ class Physical(Source):
         try:
             server.start(f"{self.options.config_directory}/postgresql.conf")
             server.promoted()
-            proven = dict(zip(("system", "timeline", "lsn"), server.ask(
-                "SELECT system_identifier, timeline_id, pg_current_wal_lsn()"
+            # The moment is that of the last transaction which the log had; without one it is that of the copy.
+            proven = dict(zip(("system", "timeline", "lsn", "moment"), server.ask(
+                "SELECT system_identifier, timeline_id, pg_current_wal_lsn(), to_char(pg_last_xact_replay_timestamp()"
+                " AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
                 " FROM pg_control_system(), pg_control_checkpoint()"
             ).split("|")))  # fmt: skip
             if proven["system"] != choice["system"]:

@@ -156,7 +156,10 @@ class Logical(Kept):
     def _tables(lines: Any) -> dict[str, list[Any]]:
         return {table: [count, digest] for table, count, digest in map(json.loads, lines)}
 
-    def copy(self, set_id: str, full: bool) -> Member:
+    def of_one_moment(self, member: Member) -> bool:
+        return False  # of one for each database
+
+    def finish(self, set_id: str, work: dict[str, Any]) -> Member:
         began = now()
         folder = own_folder(self.scratch())
         databases = self.options.databases

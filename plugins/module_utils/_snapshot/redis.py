@@ -21,7 +21,7 @@ from typing import Any
 
 from .._host import run_command
 from .beside import STAGING, STARTED, Beside, remove
-from .model import Damaged, EngineFailed, Member, now
+from .model import Damaged, EngineFailed, Member, Refused, now
 from .restic import Kept
 from .sources import PATIENCE, Target
 
@@ -33,6 +33,8 @@ SCRATCH = "vmfleet-backup-redis.service"
 SNAPSHOT = "dump.rdb"
 # Seconds between two looks at a snapshot that is being made.
 PACE = 0.2
+# Seconds until the process that writes a snapshot has noted its time.
+FORKED = 10
 
 
 @dataclass
@@ -114,8 +116,8 @@ class Redis(Kept):
         self.context.room(self.options.directory, size, "the snapshot of Redis")
         return size
 
-    def _save(self) -> tuple[str, int]:
-        """Has the server write a snapshot. Returns its path, and the server's memory in bytes."""
+    def _begin(self) -> int:
+        """Has the server begin a snapshot of this moment. Returns the time of the one before, in seconds since 1970."""
         server = self._server
         deadline = time.monotonic() + PATIENCE
         said = ""
@@ -133,39 +135,58 @@ class Redis(Kept):
             except EngineFailed as error:
                 if "in progress" not in str(error):
                     raise
-        begun = "started" in said
+        while "started" not in said:
+            seen = server.info("persistence")
+            if seen["rdb_bgsave_in_progress"] != "0" or int(seen["rdb_last_save_time"]) > former:
+                break
+            if time.monotonic() > deadline:
+                raise EngineFailed(f"{self.name}: Redis does not begin with a snapshot")
+            time.sleep(PACE)
+        return former
+
+    def _end(self, former: int) -> tuple[str, int]:
+        """Waits for a snapshot that was begun. Returns its path, and the server's memory in bytes."""
+        server = self._server
+        deadline = time.monotonic() + PATIENCE
         while True:
             seen = server.info("persistence")
             idle = seen["rdb_bgsave_in_progress"] == "0"
             if idle and int(seen["rdb_last_save_time"]) > former:
                 break
-            if (begun and idle and seen["rdb_last_bgsave_status"] != "ok") or time.monotonic() > deadline:
+            if (idle and seen["rdb_last_bgsave_status"] != "ok") or time.monotonic() > deadline:
                 raise EngineFailed(f"{self.name}: BGSAVE failed; see /var/log/redis/redis-server.log")
-            begun = begun or not idle
             time.sleep(PACE)
         folder, file = (server.ask("CONFIG", "GET", name).splitlines()[-1] for name in ("dir", "dbfilename"))
         return os.path.join(folder, file), int(server.info("memory")["used_memory"])
 
-    def copy(self, set_id: str, full: bool) -> Member:
-        began = now()
+    def mark(self, set_id: str, work: dict[str, Any]) -> dict[str, Any]:
+        return {"began": now(), "former": self._begin(), "begun": time.time()}
+
+    def finish(self, set_id: str, work: dict[str, Any]) -> Member:
         folder = self.scratch()
-        path, memory = self._save()
+        path, memory = self._end(work["former"])
         # A later snapshot takes the name, and leaves this one alone.
         try:
             os.link(path, f"{folder}/{SNAPSHOT}")
         except OSError:
             shutil.copyfile(path, f"{folder}/{SNAPSHOT}")
+        digests, made = self._look(folder)
+        if made > work["begun"] + FORKED:
+            raise EngineFailed(f"{self.name}: Redis has made another snapshot since, see its `save`; try again")
         return self.save(
             set_id,
-            began,
+            work["began"],
             [folder],
             engine=f"Redis {self._server.info('server')['redis_version']}",
-            digests=self._look(folder),
+            digests=digests,
             details={"folder": folder, "memory": memory},
         )
 
-    def _look(self, folder: str) -> dict[str, Any]:
-        """Digest of a snapshot, and what Redis' own tool finds in it. :raises Damaged:"""
+    def _look(self, folder: str) -> tuple[dict[str, Any], int]:
+        """Digest of a snapshot, and what Redis' own tool finds in it; when it was begun, in seconds since 1970.
+
+        :raises Damaged:
+        """
         path = f"{folder}/{SNAPSHOT}"
         digest = hashlib.sha256()
         with open(path, "rb") as handle:
@@ -176,15 +197,20 @@ class Redis(Kept):
         except EngineFailed as error:
             raise Damaged(f"{self.name}: {error}") from error
         counts = {
-            name: int(found[1]) if (found := re.search(rf"\[info\] ([0-9]+) {name}", said)) else 0
-            for name in ("keys read", "expires")
+            name: int(found[1]) if (found := re.search(pattern, said)) else 0
+            for name, pattern in (
+                ("keys", r"\[info\] ([0-9]+) keys read"),
+                ("expires", r"\[info\] ([0-9]+) expires"),
+                ("ctime", r"AUX FIELD ctime = '([0-9]+)'"),
+            )
         }
-        return {"sha256": digest.hexdigest(), "keys": counts["keys read"], "expires": counts["expires"]}
+        made = counts.pop("ctime")
+        return {"sha256": digest.hexdigest(), **counts}, made
 
     def _restore(self, label: str, folder: str, digests: dict[str, Any], place: str) -> None:
         """Makes a data folder of a member. :raises Damaged: when it is not what was saved."""
         tree = self.fetch(label, folder)
-        found = self._look(tree)
+        found, _made = self._look(tree)
         if found != digests:
             raise Damaged(f"{self.name}: {label} has {found} instead of {digests}")
         account = pwd.getpwnam(ACCOUNT)
@@ -246,6 +272,20 @@ class Redis(Kept):
                 return " ".join(handle.read().split("\n")[-4:]).strip()
         except OSError:
             return ""
+
+    def fence(self, seconds: float) -> dict[str, Any]:
+        server = self._server
+        version = server.info("server")["redis_version"]
+        if tuple(map(int, version.split(".")[:2])) < (6, 2):
+            raise Refused(f"{self.name}: Redis {version} cannot have writers wait, 6.2 can; leave the fence out")
+        ends = time.monotonic() + seconds
+        server.ask("CLIENT", "PAUSE", str(int(seconds * 1000)), "WRITE")
+        return {"ends": ends}
+
+    def unfence(self, fence: dict[str, Any]) -> str:
+        self._server.ask("CLIENT", "UNPAUSE")
+        late = time.monotonic() - fence.get("ends", 0.0)
+        return f"{self.name}: its writers went on {late:.1f} s too early" if late >= 0 else ""
 
     def settle(self) -> None:
         run_command({"argv": ["systemctl", "stop", SCRATCH], "timeout": STARTED})

@@ -91,7 +91,9 @@ class Context:
 class Source(abc.ABC):
     """One thing on this host that is saved by one engine.
 
-    A run calls :meth:`settle` of all, then :meth:`plan` of all, then :meth:`copy` of one after the other. A restore
+    A run calls :meth:`settle` of all, then :meth:`plan` of all, then :meth:`copy` of one after the other. For a set of
+    several hosts the three steps of a copy are runs of their own, with :meth:`fence` and :meth:`unfence` around the
+    second one; what a step knows goes to the later ones as JSON. A restore
     calls :meth:`choose`, keeps what it gives in a journal, then :meth:`stage`, :meth:`swap`, and when an operator says
     so :meth:`commit`; :meth:`undo` may follow at any point, also after a kill in the middle, and more than once.
     """
@@ -118,12 +120,50 @@ class Source(abc.ABC):
     def plan(self) -> int:
         """Proves that a copy can begin and estimates its bytes; changes nothing. :raises Refused:"""
 
-    @abc.abstractmethod
-    def copy(self, set_id: str, full: bool) -> Member:
-        """Makes the member of a set; when this returns, it is durable. ``full`` asks for one that stands alone.
+    def ahead(self, set_id: str, full: bool) -> dict[str, Any]:
+        """The first step of a copy, what may be done before its moment. ``full`` asks for one that stands alone.
 
         :raises EngineFailed:
         """
+        return {}
+
+    def mark(self, set_id: str, work: dict[str, Any]) -> dict[str, Any]:
+        """The second step, short: after it nothing that is written belongs to the copy. ``work`` is of the first one.
+
+        :raises EngineFailed:
+        """
+        return {}
+
+    @abc.abstractmethod
+    def finish(self, set_id: str, work: dict[str, Any]) -> Member:
+        """The last step: when this returns, the member is durable. ``work`` is of both steps before.
+
+        :raises EngineFailed:
+        """
+
+    def copy(self, set_id: str, full: bool) -> Member:
+        """Makes the member of a set. :raises EngineFailed:"""
+        work = self.ahead(set_id, full)
+        work.update(self.mark(set_id, work))
+        return self.finish(set_id, work)
+
+    def of_one_moment(self, member: Member) -> bool:
+        """Whether a finished member is as everything was at each point of time while :meth:`mark` ran."""
+        return True
+
+    def fence(self, seconds: float) -> dict[str, Any]:
+        """Has writers wait, for at most ``seconds``, whatever becomes of this run. Returns what :meth:`unfence` takes.
+
+        :raises EngineFailed: then nobody waits.
+        """
+        return {}
+
+    def unfence(self, fence: dict[str, Any]) -> str:
+        """Lets writers go on; may be called more than once, and of a killed :meth:`fence` with nothing.
+
+        Returns what is wrong with the fence: how something can have been written in spite of it, or nothing.
+        """
+        return ""
 
     @abc.abstractmethod
     def verify(self, member: Member, thorough: bool) -> dict[str, Any]:

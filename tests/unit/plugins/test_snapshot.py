@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import hmac
 import json
 import os
 import shutil
@@ -16,9 +18,11 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot import cli, engine, model, postgresql
+from ansible_collections.vmfleet.ops.plugins.filter.fleet_sets import fleet_sets
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot import cli, engine, hold, model, postgresql
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.catalogue import Catalogue
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.engine import Engine
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.fleet import AFTER, Part
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.model import (
     Busy,
     Damaged,
@@ -67,9 +71,22 @@ class Folder(Source):
         self._fails("plan")
         return os.path.getsize(self.options.path)
 
-    def copy(self, set_id: str, full: bool) -> Member:
+    def fence(self, seconds: float) -> dict[str, Any]:
+        Path(f"{self.options.path}.fence").touch()
+        self._fails("fence")
+        return {"size": os.path.getsize(self.options.path)}
+
+    def unfence(self, fence: dict[str, Any]) -> str:
+        Path(f"{self.options.path}.fence").unlink()
+        return "" if fence == {"size": os.path.getsize(self.options.path)} else f"{self.name} was written"
+
+    def mark(self, set_id: str, work: dict[str, Any]) -> dict[str, Any]:
         os.makedirs(os.path.dirname(self._stored("")), exist_ok=True)
         shutil.copy(self.options.path, self._stored(set_id))
+        self._fails("mark")
+        return {}
+
+    def finish(self, set_id: str, work: dict[str, Any]) -> Member:
         self._fails("copy")
         size = self.plan()
         return Member(self.name, self.kind, "cp 1", set_id, "crash", model.now(), model.now(), size, size)
@@ -163,6 +180,7 @@ def redirect(root: Path) -> None:
     engine.JOURNAL = str(root / "state" / "restore.json")
     engine.LOCK = str(root / "lock")
     engine.TEXTFILE = str(root / "metrics" / "backup.prom")
+    hold.PATH = str(root / "held")
     TYPES["folder"] = Folder
 
 
@@ -170,6 +188,7 @@ def redirect(root: Path) -> None:
 def place(tmp_path: Path, key: Key, monkeypatch: pytest.MonkeyPatch) -> Place:
     for name in ("STATE", "JOURNAL", "LOCK", "TEXTFILE"):
         monkeypatch.setattr(engine, name, getattr(engine, name))
+    monkeypatch.setattr(hold, "PATH", hold.PATH)
     monkeypatch.setitem(TYPES, "folder", Folder)
     redirect(tmp_path)
     (tmp_path / "repository").mkdir()
@@ -215,8 +234,14 @@ class TestManifest:
             unpack(pack(manifest(key), key), Key.load(str(other)), "x")
 
     def test_a_later_format_is_refused(self, key: Key) -> None:
-        with pytest.raises(Refused, match="format 2"):
-            unpack(pack(manifest(key, format=2), key), key, "x")
+        with pytest.raises(Refused, match="format 3"):
+            unpack(pack(manifest(key, format=3), key), key, "x")
+
+    def test_an_earlier_format_is_read(self, key: Key) -> None:
+        body = dataclasses.asdict(manifest(key, format=1))
+        del body["fleet"]
+        code = hmac.new(key.mac, model.canonical(body), hashlib.sha256).hexdigest()
+        assert unpack(model.canonical({"manifest": body, "hmac": code}), key, "x") == manifest(key)
 
     def test_is_worth_what_its_weakest_member_is(self, key: Key) -> None:
         strong = manifest(key).members[0]
@@ -324,6 +349,132 @@ class TestTake:
             place.engine().take("first")
 
 
+STEPS = ("hold", "copy", "fence", "mark", "release", "finish", "seal")
+
+
+def part(place: Place, attempt: str = "a", wait: float = 0.0) -> Part:
+    return Part(place.engine(), attempt, wait)
+
+
+def steps(place: Place, upto: str = "seal", lease: float = 60.0) -> None:
+    """Takes the steps of a part of set ``both`` up to one of them."""
+    for step in STEPS[: STEPS.index(upto) + 1]:
+        if step == "hold":
+            part(place).hold("both", full=False, reason="test", lease=lease)
+        elif step == "fence":
+            part(place).fence(5)
+        elif step == "seal":
+            part(place).seal(["db1", "cache1"])
+        else:
+            getattr(part(place), step)()
+
+
+class TestFleet:
+    def test_a_part_is_sealed_and_then_noted_as_complete(self, place: Place) -> None:
+        steps(place)
+        made = place.engine().catalogue.load("both")
+        assert (made.consistency, made.reason, made.fleet["complete"]) == ("fenced", "test", "")
+        assert made.fleet["hosts"] == ["cache1", "db1"]
+        assert made.began < made.fleet["began"] <= made.fleet["ended"] < made.sealed
+        assert part(place).complete("both").fleet["complete"] > made.sealed
+        assert not part(place).discard("both"), "all the others count on it"
+        place.engine().restore("both", set_of="a")
+
+    @pytest.mark.parametrize("upto", STEPS[:-1])
+    def test_other_runs_wait_until_the_last_step(self, place: Place, upto: str) -> None:
+        steps(place, upto)
+        with pytest.raises(Busy):
+            place.engine().take("other")
+        with pytest.raises(Busy):
+            part(place, "b").hold("other", full=False, reason="", lease=60)
+        assert part(place).discard("both")
+        assert not part(place).discard("both")
+        assert place.engine().take("other").id == "other"
+        assert place.stored() == ["one-other", "two-other"]
+
+    @pytest.mark.parametrize("upto", STEPS[:-1])
+    def test_nothing_is_left_of_one_that_nobody_ends(self, place: Place, upto: str) -> None:
+        steps(place, upto, lease=0.0)
+        place.engine().take("other")
+        assert place.stored() == ["one-other", "two-other"]
+        assert not list(place.root.glob("*.fence"))
+        with pytest.raises(Refused, match="not held for a"):
+            part(place).copy()
+        assert place.engine().catalogue.ids() == ["other"]
+
+    @pytest.mark.parametrize("step", sorted(AFTER))
+    def test_one_that_is_killed_leaves_nothing(self, place: Place, step: str) -> None:
+        steps(place, STEPS[STEPS.index(step) - 1], lease=0.0)
+        call = {"seal": "seal(['db1'])", "fence": "fence(5)"}.get(step, f"{step}()")
+        killed(place, f"test_snapshot.part(place).{call}", f"fleet-{step}")
+        place.engine().take("other")
+        # What was sealed stays, as a set of this host alone.
+        whole = ["both", "other"] if step == "seal" else ["other"]
+        assert place.engine().catalogue.ids() == whole
+        assert place.stored() == [f"{source}-{name}" for source in ("one", "two") for name in whole]
+        assert not list(place.root.glob("*.fence"))
+
+    def test_steps_have_an_order(self, place: Place) -> None:
+        steps(place, "hold")
+        with pytest.raises(Refused, match="step mark: this host is after step hold held for a"):
+            part(place).mark()
+
+    @pytest.mark.parametrize(
+        ("breaks", "upto"), [("plan", "hold"), ("fence", "fence"), ("mark", "mark"), ("copy", "finish")]
+    )
+    def test_all_members_or_none(self, place: Place, breaks: str, upto: str) -> None:
+        place.engine().take("first")
+        place.announce(two=breaks)
+        with pytest.raises(EngineFailed, match=f"two breaks at {breaks}"):
+            steps(place, upto)
+        place.announce()
+        assert not list(place.root.glob("*.fence"))
+        assert place.engine().take("second").id == "second"
+        assert place.stored() == ["one-first", "one-second", "two-first", "two-second"]
+
+    def test_a_fence_that_did_not_hold_is_told(self, place: Place) -> None:
+        steps(place, "mark")
+        place.write("more")
+        assert part(place).release() == ["one was written", "two was written"]
+        part(place).finish()
+        assert part(place).seal(["db1"]).consistency == "barrier"
+
+    def test_a_sealed_part_goes_with_the_others(self, place: Place) -> None:
+        steps(place)
+        assert not part(place, "b").discard("both")
+        assert part(place).discard("both")
+        assert (place.engine().catalogue.ids(), place.stored()) == ([], [])
+
+    def test_a_set_of_another_attempt_is_not_taken_for_this_one(self, place: Place) -> None:
+        steps(place)
+        with pytest.raises(Refused, match="is no part of b"):
+            part(place, "b").complete("both")
+        with pytest.raises(Refused, match="is no part of b"):
+            place.engine().choose("both", set_of="b")
+
+    def test_a_host_with_nothing_to_save_takes_no_part(self, place: Place) -> None:
+        shutil.rmtree(place.root / "backup.d")
+        assert part(place).hold("both", full=False, reason="", lease=60) == []
+        assert hold.read() is None
+
+
+def test_sets_of_a_fleet_are_whole_or_not() -> None:
+    def told(attempt: str, complete: str, consistency: str = "fenced") -> dict[str, Any]:
+        fleet = {"id": attempt, "hosts": ["a", "b"], "began": attempt, "complete": complete}
+        return {"id": "s", "reason": "", "consistency": consistency, "sealed": "t", "fleet": fleet}
+
+    alone = {"id": "nightly", "fleet": {}}
+    found = fleet_sets(
+        {"a": [alone, told("1", ""), told("2", "t"), told("3", "")], "b": [told("2", "", "barrier"), told("3", "")]}
+    )
+    assert [(entry["attempt"], entry["whole"], entry["missing"]) for entry in found] == [
+        ("1", False, ["b"]),
+        ("2", True, []),
+        ("3", False, []),
+    ]
+    assert found[1]["consistency"] == "barrier"
+
+
 class TestVerify:
     def test_is_noted(self, place: Place) -> None:
         place.engine().take("first")
@@ -417,7 +568,7 @@ import test_snapshot
 from pathlib import Path
 place = test_snapshot.Place(Path(sys.argv[1]))
 test_snapshot.redirect(place.root)
-place.engine().{call}
+{call}
 """
 
 
@@ -433,7 +584,7 @@ def killed(place: Place, call: str, point: str) -> None:
 @pytest.mark.parametrize("point", FAIL_POINTS)
 def test_a_killed_run_leaves_a_whole_set_or_none(place: Place, point: str) -> None:
     place.engine().take("first")
-    killed(place, "take('second')", point)
+    killed(place, "place.engine().take('second')", point)
     whole = [entry.id for entry in place.engine().catalogue.all()]
     assert whole == (["first", "second"] if point == "sealed" else ["first"])
     place.engine().take("third")
@@ -446,7 +597,7 @@ def test_a_killed_run_leaves_a_whole_set_or_none(place: Place, point: str) -> No
 def test_a_killed_restore_is_undone_or_complete(place: Place, point: str) -> None:
     place.engine().take("first")
     place.write("second")
-    killed(place, "restore('first')", point)
+    killed(place, "place.engine().restore('first')", point)
     if point == "restore-swapped":
         assert place.read() == ["first", "first"]
         assert place.engine().pending() is not None
@@ -463,7 +614,7 @@ def test_a_killed_commit_is_finished(place: Place) -> None:
     place.engine().take("first")
     place.write("second")
     place.engine().restore("first")
-    killed(place, "conclude(keep=True)", "restore-committing")
+    killed(place, "place.engine().conclude(keep=True)", "restore-committing")
     # No way back, also when it is asked for: of the former data a part may be gone.
     assert place.engine().conclude(keep=False) is None
     assert place.read() == ["first", "first"]
@@ -472,7 +623,7 @@ def test_a_killed_commit_is_finished(place: Place) -> None:
 
 def test_every_point_of_the_engine_is_tried() -> None:
     text = Path(engine.__file__).read_text()
-    assert text.count("_fail_point(") == 7
+    assert text.count("fail_point(") == 7
     # One of the seven is the definition, and another one stands for all phases of a restore.
     assert len(FAIL_POINTS + RESTORE_POINTS) == 8
 

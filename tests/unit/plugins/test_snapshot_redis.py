@@ -79,7 +79,7 @@ def test_only_a_snapshot_of_this_run_counts(
 ) -> None:
     server = Told(states, replies)
     monkeypatch.setattr(Redis, "_server", server)
-    assert source._save() == ("/data/some.rdb", 5)
+    assert source._end(source._begin()) == ("/data/some.rdb", 5)
     assert not list(server.states)
     assert not replies
 
@@ -96,7 +96,7 @@ def test_a_snapshot_that_failed_is_told(
 ) -> None:
     monkeypatch.setattr(Redis, "_server", Told(states, [reply]))
     with pytest.raises(EngineFailed, match=words):
-        source._save()
+        source._end(source._begin())
 
 
 @pytest.mark.parametrize("said", ["ERR unknown command", "NOAUTH Authentication required.", "LOADING Redis is loading"])
