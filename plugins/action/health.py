@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Asks the engine that role base has put on the host, where it is the controller's own, and else brings it along.
 
-That saves the host a third of the work, most of it Python's, which compiles a module that is transferred each time. Notes
-when the host was asked, so that the fleet's verdict can hold its clock against the controller's.
+That saves the host a third of the work, most of it Python's, which compiles a module that is transferred each time.
+Notes when the host was asked, so that the fleet's verdict can hold its clock against the controller's.
 """
 
 from __future__ import annotations
