@@ -1,0 +1,71 @@
+"""A fleet that has lost its data: the drill brings back what database and cache had, and measures it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lab import ROOT, Host, Run, play
+from site_fleet import ENVIRONMENT, site
+
+CHOSEN = "localhost,db1,db2,cache1"
+KEY = ["-e", "backup_key=only-for-this-test-and-long"]
+REDIS = "REDISCLI_AUTH=$(cat /etc/redis/auth) redis-cli --tls --insecure"
+
+
+def run(tmp_path: Path, playbook: str, *options: str) -> Run:
+    return site(tmp_path, "--limit", CHOSEN, *KEY, *options, playbook=playbook)
+
+
+def apply(tasks: list[dict[str, Any]], *options: str) -> None:
+    """Tasks on the hosts that have data, after a look at them."""
+    look = {"vmfleet.ops.preflight": {"connect": True, "roles": {}}}
+    book = {"hosts": "db_primary:redis", "gather_facts": False, "become": True, "tasks": [look, *tasks]}
+    done = play([book], options=[*KEY, *options], inventory=ROOT / "inventories" / "local", env=ENVIRONMENT)
+    assert done.rc == 0, done.output[-6000:]
+
+
+def psql(host: Host, query: str) -> str:
+    return host.sh(f'runuser -u postgres -- psql -XAtq demo -c "{query}"')
+
+
+def test_the_drill_brings_the_data_back_and_measures_it(fleet: dict[str, Host], tmp_path: Path) -> None:
+    db1, db2, cache1 = (fleet[name] for name in ("db1", "db2", "cache1"))
+    done = run(tmp_path, "site")
+    assert done.rc == 0, done.output[-6000:]
+    backup = {"ansible.builtin.include_role": {"name": "vmfleet.ops.backup"}}
+    apply([backup])
+
+    psql(db1, "CREATE TABLE drill (what text); INSERT INTO drill VALUES ('before')")
+    cache1.sh(f"{REDIS} SET drill before")
+    done = run(tmp_path, "snapshot", "-e", "snapshot_name=drill")
+    assert done.rc == 0, done.output[-6000:]
+    psql(db1, "INSERT INTO drill VALUES ('after')")
+    log = psql(db1, "SELECT pg_walfile_name(pg_switch_wal())")
+    db1.wait(f"runuser -u postgres -- psql -XAtqc 'SELECT last_archived_wal FROM pg_stat_archiver' | grep {log}", 60)
+
+    for host in (db1, db2):
+        host.sh("systemctl stop 'postgresql@*'; rm -r /var/lib/postgresql/*/main")
+    cache1.sh("systemctl stop redis-server; find /var/lib/redis -mindepth 1 -delete")
+    refused = run(tmp_path, "dr_drill", "-e", "dr_confirm=production")
+    assert refused.rc != 0 and "say -e dr_confirm=local" in refused.output
+    assert "Apply the roles" not in refused.output
+
+    report = tmp_path / "drill.json"
+    done = run(tmp_path, "dr_drill", "-e", "dr_confirm=local", "-e", "dr_latest=true", "-e", f"dr_report={report}")
+    assert done.rc == 0, done.output[-6000:]
+    assert "Verdict ok" in done.output
+    told = json.loads(report.read_text())
+    assert 0 < told["rto"] < told["rto_target"] == 3600
+    assert {name: host["rpo_target"] for name, host in told["hosts"].items()} == {"db1": 300, "cache1": 86400}
+    assert all(0 < host["rpo"] < host["rpo_target"] for host in told["hosts"].values())
+    # The log goes on where the set ends.
+    assert told["hosts"]["db1"]["moment"] > told["hosts"]["cache1"]["moment"]
+    for host in (db1, db2):
+        assert psql(host, "SELECT string_agg(what, ' ' ORDER BY what) FROM drill") == "after before", host.name
+    assert cache1.sh(f"{REDIS} GET drill") == "before"
+
+    psql(db1, "DROP TABLE drill")
+    cache1.sh(f"{REDIS} DEL drill")
+    apply([{"vmfleet.ops.restore": {"state": "committed"}}, backup], "-e", "backup_state=absent")
