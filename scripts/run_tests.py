@@ -19,8 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "tests" / "output"
-# What stands together runs at the same time: lint and sanity use one processor each, the others all there are.
-ROUNDS = (("lint", "sanity"), ("unit",), ("integration",), ("molecule",))
+# What stands together runs at the same time: lint and sanity have work for one processor each, sanity for the longest.
+ROUNDS = (("lint", "sanity", "unit"), ("integration",), ("molecule",))
 STAGES = tuple(stage for together in ROUNDS for stage in together)
 
 
