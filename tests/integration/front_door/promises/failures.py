@@ -15,7 +15,7 @@ def one_stopped_server_costs_no_request() -> str:
     time.sleep(1)
     with without("echo-a1-8081"):
         time.sleep(2)
-    return load.all_well()
+    return load.all_well(in_hand=2)
 
 
 @promise(2, by=(H1,))
