@@ -18,9 +18,10 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.vmfleet.ops.plugins.module_utils._health import cli
+from ansible_collections.vmfleet.ops.plugins.module_utils._health.model import CHECKS_DIR
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._arguments import validated
 
-# As role base has them; a shell names them in the order of their bytes.
+# What role base installs, as patterns; a shell names the files in the order of their bytes.
 ENGINE = ("_health/*.py", "_durable.py", "_host.py")
 HOME = "/usr/local/lib/vmfleet"
 
@@ -54,10 +55,11 @@ class ActionModule(ActionBase):
 
     def _by_the_hosts_engine(self, options: dict[str, Any]) -> dict[str, Any] | None:
         """What ``vmfleet-health`` says on the host, or None where the host has none, another, or cannot run it."""
-        if options["checks"] is not None or any(self._task.environment or []):
+        asks_more = options["checks"] is not None or options["directory"] != CHECKS_DIR
+        if asks_more or any(self._task.environment or []):
             return None
         words = ["--json"]
-        words += [f"--{key}={options[key]}" for key in ("deadline", "wait", "directory")]
+        words += [f"--{key}={options[key]}" for key in ("deadline", "wait")]
         words += [f"--{key.replace('_', '-')}={','.join(options[key])}" for key in ("tags", "skip_tags")]
         script = (
             f"LC_ALL=C; export LC_ALL; cd {HOME} 2>/dev/null || exit 0\n"

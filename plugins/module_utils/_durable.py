@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
+from typing import Any
 
 
 def fsync_directory(path: str) -> None:
@@ -16,6 +18,15 @@ def fsync_directory(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_json(path: str) -> Any:
+    """What is noted in a file as JSON, or None where there is no such file."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return json.load(handle)
+    except FileNotFoundError:
+        return None
 
 
 def write_durably(path: str, content: bytes, mode: int = 0o600) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .._durable import write_durably, write_textfile
+from .._durable import read_json, write_durably, write_textfile
 from .._host import end_orphan
 from . import hold
 from .catalogue import Catalogue
@@ -256,11 +256,7 @@ class Engine:
 
     def pending(self) -> dict[str, Any] | None:
         """The restore that is neither committed nor undone: set, phase, and the choices by source."""
-        try:
-            with open(JOURNAL, encoding="utf-8") as handle:
-                entry: dict[str, Any] = json.load(handle)
-        except FileNotFoundError:
-            return None
+        entry: dict[str, Any] | None = read_json(JOURNAL)
         return entry
 
     def _note(self, entry: Mapping[str, Any], phase: str) -> None:

@@ -13,18 +13,14 @@ import os
 import time
 from typing import Any
 
-from .._durable import write_durably
+from .._durable import read_json, write_durably
 
 PATH = "/run/vmfleet-backup.held"
 
 
 def read() -> dict[str, Any] | None:
     """What was noted last, also when it has ended, or None."""
-    try:
-        with open(PATH, encoding="utf-8") as handle:
-            entry: dict[str, Any] = json.load(handle)
-    except FileNotFoundError:
-        return None
+    entry: dict[str, Any] | None = read_json(PATH)
     return entry
 
 

@@ -207,7 +207,7 @@ class Steady(threading.Thread):
         if turn.over == H2:
             crew = [
                 threading.Thread(target=self.paced, args=("GET", self.rate * 9 // 10, self.count * 9 // 10)),
-                threading.Thread(target=self.paced, args=("POST", self.rate // 10, self.count // 10, "--data", "x")),
+                threading.Thread(target=self.paced, args=("POST", self.rate // 10, self.count // 10)),
             ]
         else:
             begun = time.monotonic()
@@ -217,8 +217,10 @@ class Steady(threading.Thread):
         for one in crew:
             one.join()
 
-    def paced(self, method: str, rate: int, count: int, *options: str) -> None:
-        options += ("--rate", f"{rate}/s", "--output", "/dev/null", "--write-out", "%{http_code}\n")
+    def paced(self, method: str, rate: int, count: int) -> None:
+        options = ["--rate", f"{rate}/s", "--output", "/dev/null", "--write-out", "%{http_code}\n"]
+        if method == "POST":
+            options += ["--data", "x"]
         codes = curl([f"{self.path}?[1-{count}]"], HOST, "127.0.0.1", *options).split()
         self.found += [(method, int(code)) for code in codes]
 

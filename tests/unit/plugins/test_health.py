@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.vmfleet.ops.plugins.action import health as health_action
 from ansible_collections.vmfleet.ops.plugins.module_utils._desired import ARGUMENT_SPEC, DesiredError, normalise
 from ansible_collections.vmfleet.ops.plugins.module_utils._health import cli, runner, types_system
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.judge import Judge, percentile, result, worst
@@ -570,7 +571,7 @@ class TestOnTheHost:
             (role / "files" / entry["source"]).resolve(): entry["dest"].removeprefix("/usr/local/lib/vmfleet/")
             for entry in entries
         }
-        wanted = [utils / "_durable.py", utils / "_host.py", *(utils / "_health").glob("*.py")]
+        wanted = [path for pattern in health_action.ENGINE for path in utils.glob(pattern)]
         assert installed == {path: str(path.relative_to(utils)) for path in wanted}
         # What is installed finds all that it needs among it.
         for path in wanted:
