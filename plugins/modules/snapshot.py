@@ -25,9 +25,10 @@ options:
   state:
     description:
       - V(present), there is such a set. V(verified), it is proven by the engines' own checks, again if it was before.
-        V(absent), it is not there, and neither is what only it needs.
+        V(absent), it is not there, and neither is what only it needs. V(pruned), there are no sets but those which the
+        rules of C(backup_keep) keep; O(name) is of no use then.
     type: str
-    choices: [present, verified, absent]
+    choices: [present, verified, absent, pruned]
     default: present
   sources:
     description: Names or types of sources; all by default.
@@ -70,6 +71,10 @@ EXAMPLES = r"""
   vmfleet.ops.snapshot:
     state: verified
     thorough: true
+
+- name: Remove the sets that are too old
+  vmfleet.ops.snapshot:
+    state: pruned
 """
 
 RETURN = r"""
@@ -90,7 +95,11 @@ removed:
   description: Sets that are gone.
   type: list
   elements: str
-  returned: with V(state=absent)
+  returned: with V(state=absent) and V(state=pruned)
+kept:
+  description: Why each of the other sets stays, by name.
+  type: dict
+  returned: with V(state=pruned)
 code:
   description: What kind of failure it was, after sysexits.h.
   type: int
@@ -133,11 +142,20 @@ def absent(engine: Engine, given: dict[str, Any], check_mode: bool) -> dict[str,
     return {"changed": bool(there), "removed": there}
 
 
+def pruned(engine: Engine, given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    judged = engine.judge()
+    if not check_mode and not all(judged.values()):
+        judged = engine.prune(given["wait"])
+    gone = [set_id for set_id, reasons in judged.items() if not reasons]
+    kept = {set_id: reasons for set_id, reasons in judged.items() if reasons}
+    return {"changed": bool(gone), "removed": gone, "kept": kept}
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "default": ""},
-            "state": {"type": "str", "choices": ["present", "verified", "absent"], "default": "present"},
+            "state": {"type": "str", "choices": ["present", "verified", "absent", "pruned"], "default": "present"},
             "sources": {"type": "list", "elements": "str", "default": []},
             "full": {"type": "bool", "default": False},
             "thorough": {"type": "bool", "default": False},
@@ -146,7 +164,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    serve(module, {"present": present, "verified": verified, "absent": absent}[module.params["state"]])
+    act = {"present": present, "verified": verified, "absent": absent, "pruned": pruned}[module.params["state"]]
+    serve(module, act)
 
 
 if __name__ == "__main__":

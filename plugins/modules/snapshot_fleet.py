@@ -47,6 +47,12 @@ options:
     description: For V(step=hold) a word for people, kept with the set.
     type: str
     default: ""
+  attempted:
+    description: >-
+      For V(step=hold) the time of the attempt in UTC, the same on all hosts: retention judges all parts by it, so that
+      hosts with equal rules keep the same sets. Without it each part is judged by its own moment.
+    type: str
+    default: ""
   fence_seconds:
     description: For V(step=fence) the time for which writers wait at most.
     type: float
@@ -115,7 +121,8 @@ def take(engine: Engine, given: dict[str, Any], check_mode: bool) -> dict[str, A
     if step == "discard":
         return {"changed": part.discard(given["name"])}
     if step == "hold":
-        estimate = part.hold(given["name"], full=given["full"], reason=given["reason"], lease=given["lease"])
+        names = ("full", "reason", "lease", "attempted")
+        estimate = part.hold(given["name"], **{name: given[name] for name in names})
         return {"changed": bool(estimate), "estimate": estimate}
     if step == "fence":
         part.fence(given["fence_seconds"])
@@ -140,6 +147,7 @@ def main() -> None:
             "hosts": {"type": "list", "elements": "str", "default": []},
             "full": {"type": "bool", "default": False},
             "reason": {"type": "str", "default": ""},
+            "attempted": {"type": "str", "default": ""},
             "fence_seconds": {"type": "float", "default": 30.0},
             "lease": {"type": "float", "default": 3600.0},
             "wait": {"type": "float", "default": 600.0},

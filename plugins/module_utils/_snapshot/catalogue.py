@@ -70,9 +70,14 @@ class Catalogue:
         self.repository.put(self._name(manifest.id, "json"), pack(manifest, self.repository.key))
         self.repository.delete(self._name(manifest.id, "copying"))
 
-    def forget(self, set_id: str) -> None:
-        """Takes a set off the catalogue; its members are then nobody's, see :meth:`Source.prune`."""
-        self.repository.delete(self._name(set_id, "json"))
+    def forget(self, manifest: Manifest) -> None:
+        """Takes a set off the catalogue; its members are then nobody's, see :meth:`Source.prune`.
+
+        It is noted as one that was begun first: whatever happens now, the next run sweeps them away.
+        """
+        copying = dataclasses.replace(manifest, state=COPYING)
+        self.repository.put(self._name(manifest.id, "copying"), pack(copying, self.repository.key))
+        self.repository.delete(self._name(manifest.id, "json"))
 
     def swept(self, set_id: str) -> None:
         """Ends what :meth:`begin` noted."""

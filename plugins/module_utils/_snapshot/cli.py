@@ -30,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     snapshot.add_argument("--only", type=_words, default=[], help="sources or types")
     snapshot.add_argument("--full", action="store_true", help="copies that stand alone, not on former ones")
     snapshot.add_argument("--reason", default="", help="a word for people")
+    snapshot.add_argument("--prune", action="store_true", help="when it is made, remove the sets that no rule keeps")
 
     commands.add_parser("list", help="the sets of this host, the oldest first")
 
@@ -53,11 +54,17 @@ def _parser() -> argparse.ArgumentParser:
 
     remove = commands.add_parser("remove", help="remove sets")
     remove.add_argument("set", nargs="+")
+
+    prune = commands.add_parser("prune", help="remove the sets that no rule keeps, and tell why the others stay")
+    prune.add_argument("--dry-run", action="store_true", help="only tell")
     return parser
 
 
 def _snapshot(engine: Engine, given: argparse.Namespace) -> Any:
-    return engine.take(given.set, given.only, full=given.full, reason=given.reason, wait=given.wait).shown()
+    made = engine.take(given.set, given.only, full=given.full, reason=given.reason, wait=given.wait)
+    if given.prune:
+        engine.prune(given.wait)
+    return made.shown()
 
 
 def _list(engine: Engine, given: argparse.Namespace) -> Any:
@@ -87,6 +94,14 @@ def _remove(engine: Engine, given: argparse.Namespace) -> Any:
     return engine.remove(given.set, given.wait)
 
 
+def _prune(engine: Engine, given: argparse.Namespace) -> Any:
+    judged = engine.judge()
+    if not given.dry_run:
+        judged = engine.prune(given.wait)
+    gone = "goes" if given.dry_run else "gone"
+    return {set_id: reasons or [f"{gone}: no rule keeps it"] for set_id, reasons in judged.items()}
+
+
 COMMANDS: dict[str, Callable[[Engine, argparse.Namespace], Any]] = {
     "snapshot": _snapshot,
     "list": _list,
@@ -95,6 +110,7 @@ COMMANDS: dict[str, Callable[[Engine, argparse.Namespace], Any]] = {
     "commit": _conclude,
     "undo": _conclude,
     "remove": _remove,
+    "prune": _prune,
 }
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import fcntl
 import json
 import os
@@ -19,9 +20,22 @@ from .._durable import read_json, write_durably, write_textfile
 from .._host import end_orphan
 from . import hold
 from .catalogue import Catalogue
-from .model import SEALED, VERIFIED, Busy, Manifest, NotFound, Refused, SnapshotError, check_id, now, parse_time
+from .model import (
+    SEALED,
+    VERIFIED,
+    Busy,
+    Manifest,
+    NotFound,
+    Refused,
+    SnapshotError,
+    Unavailable,
+    check_id,
+    now,
+    parse_time,
+)
 from .registry import TYPES
 from .repository import open_repository
+from .retention import Keep, judge
 from .sources import BACKUP_DIR, Context, Source, Target, load_sources
 
 SETTINGS = "/etc/vmfleet/backup/settings.json"
@@ -64,8 +78,9 @@ class Engine:
         self.say = say
         self.repository = open_repository(settings["repository"])
         self.catalogue = Catalogue(self.repository, self.host)
+        self.keep = Keep.of(settings["repository"].get("keep") or {})
         spool = str(settings.get("spool") or f"{STATE}/spool")
-        self.context = Context(self.host, self.repository, spool, say)
+        self.context = Context(self.host, self.repository, spool, say, float(settings.get("full_days", 0)))
         self.sources = load_sources(
             TYPES, self.context, settings.get("skip", []), settings.get("sources") or BACKUP_DIR
         )
@@ -85,10 +100,11 @@ class Engine:
         return found
 
     @contextlib.contextmanager
-    def run(self, wait: float = 0.0, set_of: str = "") -> Iterator[None]:
+    def run(self, wait: float = 0.0, set_of: str = "", sweeping: bool = True) -> Iterator[None]:
         """Alone on this host, and after what a killed run has left was put in order.
 
-        ``set_of`` is the attempt of several hosts, of which this run is a step: it may have the host held.
+        ``set_of`` is the attempt of several hosts, of which this run is a step: it may have the host held. A run that
+        is not ``sweeping`` leaves the repository alone, also what was left there.
 
         :raises Busy: when another run goes on for longer than ``wait`` seconds.
         """
@@ -108,12 +124,13 @@ class Engine:
             self.context.pid_file = f"{STATE}/running"
             self.context.done.clear()
             try:
-                self._settle(self.context.pid_file, set_of)
+                self._settle(self.context.pid_file, set_of, sweeping)
                 yield
             finally:
                 self.context.pid_file = None
+                self._clear_spool()
 
-    def _settle(self, pid_file: str, set_of: str) -> None:
+    def _settle(self, pid_file: str, set_of: str, sweeping: bool) -> None:
         end_orphan(pid_file)
         self._clear_spool()
         entry = hold.read()
@@ -129,7 +146,7 @@ class Engine:
         elif entry is not None and entry["phase"] != SWAPPED:
             self.say(f"undoing a restore of set {entry['set']} that was ended in the middle")
             self._undo(entry)
-        if self.catalogue.ids("copying"):
+        if sweeping and self.catalogue.ids("copying"):
             self.sweep()
 
     def let_go(self) -> list[str]:
@@ -180,38 +197,51 @@ class Engine:
         began = now()
         set_id = check_id(set_id or began[:19].replace(":", "").replace("-", "") + "Z")
         sources = self.chosen(names)
-        with self.run(wait):
+        with self._reported(), self.run(wait):
+            for source in sources:
+                source.plan()
+            manifest = Manifest(set_id, self.host, SEALED, began, self.repository.key.id, reason)
+            self.catalogue.begin(manifest)
+            fail_point("begun")
             try:
-                for source in sources:
-                    source.plan()
-                manifest = Manifest(set_id, self.host, SEALED, began, self.repository.key.id, reason)
-                self.catalogue.begin(manifest)
-                fail_point("begun")
-                try:
-                    members = []
-                    for number, source in enumerate(sources, start=1):
-                        self.say(f"{number}/{len(sources)} {source.name}: copying")
-                        members.append(source.copy(set_id, full))
-                        self.say(
-                            f"{number}/{len(sources)} {source.name}: {members[-1].size} B, {members[-1].stored} B new"
-                        )
-                        fail_point(f"copied-{source.kind}")
-                    manifest = dataclasses.replace(manifest, members=tuple(members), sealed=now())
-                    fail_point("seal")
-                    self.catalogue.write(manifest)
-                    fail_point("sealed")
-                except FAULTS:
-                    # What failed is told, also when the remains cannot be swept now; the next run tries again.
-                    with contextlib.suppress(*FAULTS):
-                        self.sweep()
-                    raise
+                members = []
+                for number, source in enumerate(sources, start=1):
+                    self.say(f"{number}/{len(sources)} {source.name}: copying")
+                    members.append(source.copy(set_id, full))
+                    self.say(f"{number}/{len(sources)} {source.name}: {members[-1].size} B, {members[-1].stored} B new")
+                    fail_point(f"copied-{source.kind}")
+                manifest = dataclasses.replace(manifest, members=tuple(members), sealed=now())
+                fail_point("seal")
+                self.catalogue.write(manifest)
+                fail_point("sealed")
             except FAULTS as error:
-                self.report(failed=str(error))
+                self._sweep_after(error)
                 raise
-            finally:
-                self._clear_spool()
             self.report(manifest)
         return manifest
+
+    @contextlib.contextmanager
+    def _reported(self, what: str = "") -> Iterator[None]:
+        """Leaves word of a failure for health checks and people, that of a repository which is out of reach too."""
+        try:
+            yield
+        except Busy:
+            raise
+        except FAULTS as error:
+            self.report(failed=f"{what}{error}")
+            raise
+
+    def _sweep_after(self, error: Exception) -> None:
+        """Sweeps away what a failure has left. What cannot be swept now is left to the next run.
+
+        :raises Unavailable: when the repository is gone, and with it what an engine complained of.
+        """
+        try:
+            self.sweep()
+        except Unavailable as gone:
+            raise Unavailable(f"{gone} ({error})") from error
+        except FAULTS:
+            return
 
     def verify(self, set_id: str = "", *, thorough: bool = False, wait: float = 0.0) -> tuple[Manifest, dict[str, Any]]:
         """Proves a set, by default the newest, and notes it. Returns what was proven of each member.
@@ -221,15 +251,10 @@ class Engine:
         with self.run(wait):
             manifest = self.catalogue.load(set_id) if set_id else self.catalogue.newest()
             proven = {}
-            try:
+            with self._reported(f"set {manifest.id} is not sound: "):
                 for member in manifest.members:
                     self.say(f"{member.source}: verifying")
                     proven[member.source] = self._source(member.source).verify(member, thorough)
-            except FAULTS as error:
-                self.report(failed=f"set {manifest.id} is not sound: {error}")
-                raise
-            finally:
-                self._clear_spool()
             manifest = dataclasses.replace(manifest, state=max(manifest.state, VERIFIED, key=_rank), verified=now())
             self.catalogue.write(manifest)
             self.report(manifest)
@@ -246,11 +271,41 @@ class Engine:
             left = [manifest for manifest in sets if manifest.id not in set_ids]
             if left and any(manifest.verified for manifest in gone) and not any(manifest.verified for manifest in left):
                 raise Refused("this would remove the last set that was proven; verify another one first")
-            for manifest in gone:
-                self.catalogue.forget(manifest.id)
-            if gone:
-                self.sweep()
+            self._forget(gone)
         return [manifest.id for manifest in gone]
+
+    def _forget(self, gone: Sequence[Manifest]) -> None:
+        for manifest in gone:
+            self.catalogue.forget(manifest)
+            fail_point("forgotten")
+        if gone:
+            self.sweep()
+
+    def judge(self) -> dict[str, list[str]]:
+        """Why each set stays, by id, the oldest first; those without a reason go. Changes nothing.
+
+        :raises Refused: when nothing is said of how long sets are kept.
+        """
+        if self.keep is None:
+            raise Refused("backup_keep has no rule on this host, so that all sets are kept; give it one to prune")
+        return self._judged(self.catalogue.all())
+
+    def _judged(self, sets: Sequence[Manifest]) -> dict[str, list[str]]:
+        if self.keep is None:
+            return {manifest.id: ["there is no rule"] for manifest in sets}
+        present = datetime.datetime.now(datetime.timezone.utc)
+        return judge(sets, self.keep, [source.name for source in self.sources], present)
+
+    def prune(self, wait: float = 0.0) -> dict[str, list[str]]:
+        """Removes the sets that no rule keeps, and what only they need. Returns what :meth:`judge` said of all."""
+        with self._reported("pruning: "), self.run(wait):
+            sets = self.catalogue.all()
+            judged = self._judged(sets)
+            gone = [manifest for manifest in sets if not judged[manifest.id]]
+            for manifest in gone:
+                self.say(f"pruning set {manifest.id} of {manifest.sealed}: no rule keeps it")
+            self._forget(gone)
+        return judged
 
     # Restoring
 
@@ -343,13 +398,12 @@ class Engine:
             except FAULTS:
                 self._undo(entry)
                 raise
-            finally:
-                self._clear_spool()
         return {"set": entry["set"], "proven": proven}
 
     def conclude(self, keep: bool, wait: float = 0.0) -> dict[str, Any] | None:
         """Commits the open restore, or undoes it. Returns it, or None when there is none."""
-        with self.run(wait):
+        # The repository may be out of reach.
+        with self.run(wait, sweeping=False):
             entry = self.pending()
             if entry is None:
                 return None

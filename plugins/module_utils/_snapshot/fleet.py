@@ -18,7 +18,7 @@ from typing import Any
 
 from . import hold
 from .engine import FAULTS, Engine, fail_point
-from .model import SEALED, Manifest, Member, NotFound, Refused, check_id, now
+from .model import SEALED, Manifest, Member, NotFound, Refused, check_id, now, parse_time
 from .sources import Source
 
 # What each step follows.
@@ -50,12 +50,17 @@ class Part:
         members = [source.name for source in self.members()]
         return self.engine.estimate(members) if members else []
 
-    def hold(self, set_id: str, *, full: bool, reason: str, lease: float) -> list[dict[str, Any]]:
-        """Proves that all copies can begin, and holds the host. ``lease`` is for how long after each step, in seconds.
+    def hold(
+        self, set_id: str, *, full: bool, reason: str, lease: float, attempted: str = ""
+    ) -> list[dict[str, Any]]:
+        """Proves that all copies can begin, and holds the host. ``lease`` is for how long after each step, in seconds,
+        and ``attempted`` the time of the attempt, by which retention judges all parts.
 
         :raises Refused: then nothing is held.
         """
         began = now()
+        if attempted:
+            parse_time(attempted)
         with self.engine.run(self.wait, self.attempt):
             estimate = self.estimate()
             if estimate:
@@ -64,7 +69,7 @@ class Part:
                 hold.write(
                     {
                         "fleet": self.attempt, "set": set_id, "step": "hold", "lease": lease, "began": began,
-                        "full": full, "reason": reason, "work": {entry["source"]: {} for entry in estimate},
+                        "attempted": attempted, "full": full, "reason": reason, "work": {entry["source"]: {} for entry in estimate},
                     }
                 )  # fmt: skip
         return estimate
@@ -142,8 +147,11 @@ class Part:
                 reason=entry["reason"],
                 sealed=now(),
                 members=tuple(Member(**member) for member in entry["members"]),
-                fleet={"id": self.attempt, "hosts": sorted(hosts), **entry["marked"], "complete": ""},
-            )
+                fleet={
+                    "id": self.attempt, "hosts": sorted(hosts), "attempted": entry["attempted"], **entry["marked"],
+                    "complete": "",
+                },
+            )  # fmt: skip
             self.engine.catalogue.write(manifest)
             self.engine.report(manifest)
         hold.remove()
@@ -171,7 +179,7 @@ class Part:
         if held:
             self.engine.let_go()
         if sealed:
-            self.engine.catalogue.forget(set_id)
+            self.engine.catalogue.forget(self.engine.catalogue.load(set_id))
         if held or sealed:
             self.engine.sweep()
         return held or sealed

@@ -149,7 +149,7 @@ class Manifest:
     """All that is known of a set. Times are UTC, see :func:`now`; ``verified`` and ``drilled`` say when, or nothing.
 
     ``fleet`` is there when several hosts made it together, see :mod:`.fleet`: ``id`` of that attempt, ``hosts`` that
-    have a part, ``began`` and ``ended`` of the moment on this host, and ``complete``, the time at which all were known
+    have a part, ``attempted``, the time by which retention judges all of them, ``began`` and ``ended`` of the moment on this host, and ``complete``, the time at which all were known
     to be sealed, or nothing.
     """
 

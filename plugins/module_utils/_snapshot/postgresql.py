@@ -14,6 +14,7 @@ import os
 import pwd
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -206,8 +207,12 @@ class Physical(Source):
         return int(self._server.ask("SELECT sum(pg_database_size(oid)) FROM pg_database"))
 
     def ahead(self, set_id: str, full: bool) -> dict[str, Any]:
-        former = {entry["label"] for entry in self._info()["backup"]}
-        kind = "full" if full else "incr"
+        backups = self._info()["backup"]
+        former = {entry["label"] for entry in backups}
+        # Log goes with the full copy that it follows: without new ones it would never end.
+        newest = max((entry["timestamp"]["stop"] for entry in backups if entry["type"] == "full"), default=0)
+        old = 0 < self.context.full_days * 86400 <= time.time() - newest
+        kind = "full" if full or old else "incr"
         self._pgbackrest("copy the cluster", "backup", f"--type={kind}")
         (backup,) = [entry for entry in self._info()["backup"] if entry["label"] not in former]
         if backup.get("error"):

@@ -44,12 +44,14 @@ class Target:
 
 @dataclass
 class Context:
-    """What every source of a run shares. ``spool`` is a folder of the run, for root only."""
+    """What every source of a run shares. ``spool`` is a folder of the run, for root only. ``full_days`` is the age at
+    which a copy that later ones are built on gets too old for that; zero is never."""
 
     host: str
     repository: Repository
     spool: str
     say: Callable[[str], None]
+    full_days: float = 0
     # Where a run notes what it has begun, for the next one to end the orphan of a killed one. Who looks has none.
     pid_file: str | None = None
     # What an engine needs to do only once in a run, by words of its own.

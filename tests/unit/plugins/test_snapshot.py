@@ -149,13 +149,14 @@ class Place:
             entry = {"type": "folder", "name": name, "path": str(self.root / name), "breaks": breaks.get(name, "")}
             (folder / f"{name}.json").write_text(json.dumps([entry]))
 
-    def engine(self) -> Engine:
-        return Engine(self.settings())
+    def engine(self, **keep: int) -> Engine:
+        return Engine(self.settings(**keep))
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, **keep: int) -> dict[str, Any]:
+        repository = {"kind": "path", "path": str(self.root / "repository"), "key_file": str(self.root / "key")}
         return {
             "host": "db1",
-            "repository": {"kind": "path", "path": str(self.root / "repository"), "key_file": str(self.root / "key")},
+            "repository": {**repository, "keep": keep},
             "sources": str(self.root / "backup.d"),
             "spool": str(self.root / "state" / "spool"),
         }
@@ -337,6 +338,7 @@ class TestTake:
         (place.root / "repository").rmdir()
         with pytest.raises(Unavailable, match="mount or make"):
             place.engine().take("first")
+        assert "mount or make" in place.status()["failed"]
         assert not (place.root / "repository").exists()
 
     def test_an_estimate_changes_nothing(self, place: Place) -> None:
@@ -515,6 +517,55 @@ class TestRemove:
         assert len(place.stored()) == 4
 
 
+class TestPrune:
+    def test_takes_what_no_rule_keeps(self, place: Place) -> None:
+        for name in ("first", "second", "third"):
+            place.engine().take(name)
+        judged = place.engine(last=2).judge()
+        assert judged == {"first": [], "second": ["of the last 2"], "third": ["of the last 2", "the newest"]}
+        assert len(place.engine().catalogue.ids()) == 3
+        assert place.engine(last=2).prune() == judged
+        assert place.engine().catalogue.ids() == ["second", "third"]
+        assert place.stored() == ["one-second", "one-third", "two-second", "two-third"]
+        assert all(place.engine(last=2).prune().values())
+
+    def test_without_rules_all_stay(self, place: Place) -> None:
+        place.engine().take("first")
+        with pytest.raises(Refused, match="backup_keep"):
+            place.engine().judge()
+        assert all(place.engine().prune().values())
+
+    def test_after_a_new_set_and_never_after_none(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cli, "read_settings", lambda: place.settings(last=1))
+        assert cli.main(["snapshot", "first", "--prune"]) == 0
+        place.announce(two="copy")
+        assert cli.main(["snapshot", "second", "--prune"]) == 70
+        assert place.engine().catalogue.ids() == ["first"]
+        place.announce()
+        assert cli.main(["snapshot", "third", "--prune"]) == 0
+        assert place.engine().catalogue.ids() == ["third"]
+
+    def test_a_killed_one_is_finished_by_the_next_run(self, place: Place) -> None:
+        for name in ("first", "second", "third"):
+            place.engine().take(name)
+        killed(place, "place.engine(last=1).prune()", "forgotten")
+        assert place.engine().catalogue.ids() == ["second", "third"]
+        assert "one-first" in place.stored()
+        with place.engine().run():
+            pass
+        assert place.stored() == ["one-second", "one-third", "two-second", "two-third"]
+        assert place.engine().catalogue.ids("copying") == []
+
+    def test_one_that_cannot_be_read_keeps_all(self, place: Place) -> None:
+        for name in ("first", "second"):
+            place.engine().take(name)
+        (place.root / "repository/catalogue/db1/second.json").write_text("{}")
+        with pytest.raises(Damaged):
+            place.engine(last=1).prune()
+        assert len(place.stored()) == 4
+        assert place.status()["failed"].startswith("pruning: ")
+
+
 class TestRestore:
     def test_former_data_stay_until_commit(self, place: Place) -> None:
         place.engine().take("first")
@@ -623,8 +674,8 @@ def test_a_killed_commit_is_finished(place: Place) -> None:
 
 def test_every_point_of_the_engine_is_tried() -> None:
     text = Path(engine.__file__).read_text()
-    assert text.count("fail_point(") == 7
-    # One of the seven is the definition, and another one stands for all phases of a restore.
+    assert text.count("fail_point(") == 8
+    # One of them is the definition, one is that of pruning, and another one stands for all phases of a restore.
     assert len(FAIL_POINTS + RESTORE_POINTS) == 8
 
 
