@@ -74,16 +74,17 @@ is "$first" 'restored'
 vmfleet-backup undo >/dev/null
 is "$second" 'undone'
 
-# A bit that has changed in the repository is noticed, and costs nothing.
-for file in /var/backups/vmfleet/restic/data/*/*; do
-    cp -p "$file" "/root/$(basename "$file").good"
+# A bit that has changed in a repository is noticed, and costs nothing.
+local='vmfleet-backup --repository local'
+$local snapshot --only uploads flipped
+for file in /var/backups/vmfleet/restic/*/data/*/*; do
     chmod u+w "$file"
     python3 -c 'import sys; f = open(sys.argv[1], "r+b"); f.seek(40); b = f.read(1)[0]; f.seek(40); f.write(bytes([b ^ 1]))' "$file"
 done
-rc=0; vmfleet-backup restore tree --only uploads --yes 2>/dev/null || rc=$?
+rc=0; $local restore flipped --only uploads --yes 2>/dev/null || rc=$?
 [ $rc = 65 ] || die "damage ended with $rc"
 is "$second" 'damaged'
-for file in /var/backups/vmfleet/restic/data/*/*; do mv "/root/$(basename "$file").good" "$file"; done
+rm -r /var/backups/vmfleet/restic/* /var/backups/vmfleet/catalogue/*
 
 mv /srv/app/uploads /srv/lost
 back

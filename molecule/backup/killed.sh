@@ -1,9 +1,10 @@
 #!/bin/sh
 # Kills snapshots and restores at their worst moments. Each time the sets from before are there, nothing else is, the
-# database answers, and the next run does what it should.
+# database answers, and the next run does what it should. Its argument is the repository.
 . /root/common.sh
 sets() { vmfleet-backup --json list | python3 -c 'import json, sys; print(*(one["id"] for one in json.load(sys.stdin)))'; }
-labels() { runuser -u postgres -- pgbackrest info --output=json | grep -o '"label":"[^"]*"' | sort; }
+config=/etc/vmfleet/backup/$1/pgbackrest.conf
+labels() { runuser -u postgres -- pgbackrest --config="$config" info --output=json | grep -o '"label":"[^"]*"' | sort; }
 only='--only postgresql,postgresql_logical'
 before=$(sets)
 labels=$(labels)

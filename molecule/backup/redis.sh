@@ -61,7 +61,7 @@ sleep 1.5
 vmfleet-backup verify keys --thorough
 rm /root/watch
 wait
-! grep -F "$(cat /etc/redis/auth)" /root/seen || die 'the password can be seen'
+! grep -F -e "$(cat /etc/redis/auth)" -e this+test /root/seen || die 'a secret can be seen'
 is "$first" 'saved'
 
 cli FLUSHALL >/dev/null

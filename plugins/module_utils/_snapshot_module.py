@@ -15,6 +15,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.model import
 def serve(module: AnsibleModule, act: Callable[[Engine, dict[str, Any], bool], dict[str, Any]]) -> None:
     """Ends a module with what ``act`` gives for engine, arguments and check mode, or with the engine's error."""
     try:
-        module.exit_json(**act(Engine(read_settings()), module.params, module.check_mode))
+        engine = Engine(read_settings(), module.params["repository"])
+        module.exit_json(**act(engine, module.params, module.check_mode))
     except SnapshotError as error:
         module.fail_json(msg=str(error), code=error.code)

@@ -61,6 +61,10 @@ options:
     description: For V(state=restored) the name of the host as role C(vmfleet.ops.backup) has it (C(backup_host)).
     type: str
     default: ""
+  repository:
+    description: Name of one of the host's repositories (C(backup_repositories)); the first by default.
+    type: str
+    default: ""
   wait:
     description: Seconds to wait for another run on the host.
     type: float
@@ -148,6 +152,7 @@ def main() -> None:
             "latest": {"type": "bool", "default": False},
             "database": {"type": "str", "default": ""},
             "confirm": {"type": "str", "default": ""},
+            "repository": {"type": "str", "default": ""},
             "wait": {"type": "float", "default": 600.0},
         },
         supports_check_mode=True,

@@ -47,6 +47,10 @@ options:
     description: A word for people, kept with the set.
     type: str
     default: ""
+  repository:
+    description: Name of one of the host's repositories (C(backup_repositories)); the first by default.
+    type: str
+    default: ""
   wait:
     description: Seconds to wait for another run on the host.
     type: float
@@ -116,21 +120,21 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot_module impor
 
 def present(engine: Engine, given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if given["name"] and given["name"] in engine.catalogue.ids():
-        return {"changed": False, "set": engine.catalogue.load(given["name"]).shown()}
+        return {"changed": False, "set": engine.shown(engine.catalogue.load(given["name"]))}
     if check_mode:
         return {"changed": True, "estimate": engine.estimate(given["sources"])}
     manifest = engine.take(
         given["name"], given["sources"], full=given["full"], reason=given["reason"], wait=given["wait"]
     )
-    return {"changed": True, "set": manifest.shown()}
+    return {"changed": True, "set": engine.shown(manifest)}
 
 
 def verified(engine: Engine, given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if check_mode:
         manifest = engine.catalogue.load(given["name"]) if given["name"] else engine.catalogue.newest()
-        return {"changed": True, "set": manifest.shown(), "proven": {}}
+        return {"changed": True, "set": engine.shown(manifest), "proven": {}}
     manifest, proven = engine.verify(given["name"], thorough=given["thorough"], wait=given["wait"])
-    return {"changed": True, "set": manifest.shown(), "proven": proven}
+    return {"changed": True, "set": engine.shown(manifest), "proven": proven}
 
 
 def absent(engine: Engine, given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
@@ -160,6 +164,7 @@ def main() -> None:
             "full": {"type": "bool", "default": False},
             "thorough": {"type": "bool", "default": False},
             "reason": {"type": "str", "default": ""},
+            "repository": {"type": "str", "default": ""},
             "wait": {"type": "float", "default": 600.0},
         },
         supports_check_mode=True,

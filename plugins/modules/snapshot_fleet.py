@@ -61,6 +61,10 @@ options:
     description: For V(step=hold) the seconds after each step for which other runs wait for the next one.
     type: float
     default: 3600.0
+  repository:
+    description: Name of one of the host's repositories (C(backup_repositories)); the first by default.
+    type: str
+    default: ""
   wait:
     description: Seconds to wait for another run on the host.
     type: float
@@ -129,9 +133,9 @@ def take(engine: Engine, given: dict[str, Any], check_mode: bool) -> dict[str, A
     elif step == "release":
         return {"changed": True, "problems": part.release()}
     elif step == "seal":
-        return {"changed": True, "set": part.seal(given["hosts"]).shown()}
+        return {"changed": True, "set": engine.shown(part.seal(given["hosts"]))}
     elif step == "complete":
-        return {"changed": True, "set": part.complete(given["name"]).shown()}
+        return {"changed": True, "set": engine.shown(part.complete(given["name"]))}
     else:
         {"copy": part.copy, "mark": part.mark, "finish": part.finish}[step]()
     return {"changed": True}
@@ -150,6 +154,7 @@ def main() -> None:
             "attempted": {"type": "str", "default": ""},
             "fence_seconds": {"type": "float", "default": 30.0},
             "lease": {"type": "float", "default": 3600.0},
+            "repository": {"type": "str", "default": ""},
             "wait": {"type": "float", "default": 600.0},
         },
         supports_check_mode=True,

@@ -16,6 +16,10 @@ options:
     description: Only this set.
     type: str
     default: ""
+  repository:
+    description: Name of one of the host's repositories (C(backup_repositories)); the first by default.
+    type: str
+    default: ""
 author: vmfleet.ops maintainers (@vmfleet)
 attributes:
   check_mode:
@@ -71,14 +75,15 @@ def look(engine: Engine, given: dict[str, Any], check_mode: bool) -> dict[str, A
     pending = engine.pending()
     return {
         "changed": False,
-        "sets": [manifest.shown() for manifest in sets],
+        "sets": [engine.shown(manifest) for manifest in sets],
         "unfinished": engine.catalogue.ids("copying"),
         **({"restore": pending["set"]} if pending else {}),
     }
 
 
 def main() -> None:
-    serve(AnsibleModule(argument_spec={"name": {"type": "str", "default": ""}}, supports_check_mode=True), look)
+    arguments = {name: {"type": "str", "default": ""} for name in ("name", "repository")}
+    serve(AnsibleModule(argument_spec=arguments, supports_check_mode=True), look)
 
 
 if __name__ == "__main__":

@@ -297,14 +297,16 @@ def backup(check: Check, shared: Shared) -> Seen:
         try:
             with open(check["status"], encoding="utf-8") as handle:
                 record = json.load(handle)
+            if record.get("failed"):
+                raise CheckFailed(f"the last backup failed: {record['failed']}")
             finished, size = _moment(record["finished"]), int(record.get("size", 0))
-            verified = _moment(record["verified"]) if record.get("verified") else None
+            # What was never verified has had as long for it as there are backups.
+            proof = record.get("verified") or record.get("since")
+            verified = _moment(proof) if proof else None
         except FileNotFoundError:
             raise CheckFailed(f"{check['status']} is not there: no backup has finished") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CannotTell(f"{check['status']}: {error!r}") from error
-        if record.get("failed"):
-            raise CheckFailed(f"the last backup failed: {record['failed']}")
         label = check["status"]
     else:
         found = sorted((os.stat(path).st_mtime, os.stat(path).st_size, path) for path in glob.glob(check["path"]))
@@ -317,7 +319,8 @@ def backup(check: Check, shared: Shared) -> Seen:
         if verified is None:
             raise CheckFailed(f"{label} was never verified")
         if now - verified > check["max_verified_age"]:
-            raise CheckFailed(f"{label} was last verified {(now - verified) / 3600:.1f} h ago")
+            last = "last" if record.get("verified") else "never"
+            raise CheckFailed(f"{label} was {last} verified, for {(now - verified) / 3600:.1f} h")
     age = now - finished
     return grade(check, round(age), " s", f"{label} is {age / 3600:.1f} h old, {size} B")
 
@@ -376,7 +379,7 @@ TYPES = (
         "sharers": Key("list", "The inventory's names of all hosts that share them.", required=True),
     }, "Addresses that hosts share, kept by one of them; the fleet's verdict counts who has them."),
     CheckType("backup", backup, {
-        "status": Key("str", "A JSON file with finished, verified (ISO 8601 or seconds), size, failed."),
+        "status": Key("str", "A JSON file with finished, verified, since (ISO 8601 or seconds), size, failed."),
         "path": Key("str", "A pattern for the backup's files instead."),
         "min_size": Key("int", "Bytes that it must have.", 1),
         "max_verified_age": Key("float", "Seconds since it was last verified, at most; only with status."),

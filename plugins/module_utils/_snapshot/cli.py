@@ -11,8 +11,12 @@ from collections.abc import Sequence
 from typing import Any, Callable
 
 from .engine import Engine, read_settings
-from .model import Refused, SnapshotError
+from .model import Refused, SnapshotError, new_id
 from .sources import Target
+
+# As the name of a repository, and what can be done with all of them.
+ALL = "all"
+WITH_ALL = ("snapshot", "list", "verify", "prune")
 
 
 def _words(text: str) -> list[str]:
@@ -22,6 +26,9 @@ def _words(text: str) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vmfleet-backup", description=__doc__)
     parser.add_argument("--json", action="store_true", help="tell the outcome as JSON")
+    parser.add_argument(
+        "--repository", default="", help=f"which one; {ALL}: one after the other (snapshot, list, verify, prune)"
+    )
     parser.add_argument("--wait", type=float, default=0.0, help="seconds to wait for another run (%(default)g)")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -64,16 +71,16 @@ def _snapshot(engine: Engine, given: argparse.Namespace) -> Any:
     made = engine.take(given.set, given.only, full=given.full, reason=given.reason, wait=given.wait)
     if given.prune:
         engine.prune(given.wait)
-    return made.shown()
+    return engine.shown(made)
 
 
 def _list(engine: Engine, given: argparse.Namespace) -> Any:
-    return [manifest.shown() for manifest in engine.catalogue.all()]
+    return [engine.shown(manifest) for manifest in engine.catalogue.all()]
 
 
 def _verify(engine: Engine, given: argparse.Namespace) -> Any:
     manifest, proven = engine.verify(given.set, thorough=given.thorough, wait=given.wait)
-    return {**manifest.shown(), "proven": proven}
+    return {**engine.shown(manifest), "proven": proven}
 
 
 def _restore(engine: Engine, given: argparse.Namespace) -> Any:
@@ -99,7 +106,8 @@ def _prune(engine: Engine, given: argparse.Namespace) -> Any:
     if not given.dry_run:
         judged = engine.prune(given.wait)
     gone = "goes" if given.dry_run else "gone"
-    return {set_id: reasons or [f"{gone}: no rule keeps it"] for set_id, reasons in judged.items()}
+    told = {set_id: reasons or [f"{gone}: no rule keeps it"] for set_id, reasons in judged.items()}
+    return {"repository": engine.repository.name, "sets": told}
 
 
 COMMANDS: dict[str, Callable[[Engine, argparse.Namespace], Any]] = {
@@ -122,7 +130,8 @@ def text(outcome: Any) -> list[str]:
         return [outcome if isinstance(outcome, str) else json.dumps(outcome, indent=2)]
     members = ", ".join(f"{member['source']} ({member['label']})" for member in outcome["members"])
     sizes = f"{outcome['size']} B, {outcome['stored']} B stored"
-    return [f"{outcome['id']}  {outcome['state']}  {outcome['sealed']}  {outcome['consistency']}  {sizes}  {members}"]
+    words = [outcome[name] for name in ("repository", "id", "state", "sealed", "consistency")]
+    return ["  ".join([*words, sizes, members])]
 
 
 def _say(line: str) -> None:
@@ -130,15 +139,35 @@ def _say(line: str) -> None:
     sys.stderr.flush()
 
 
+def _failed(error: SnapshotError) -> int:
+    _say(f"vmfleet-backup: {error}")
+    return error.code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes are those of :mod:`.model`, after sysexits.h; argparse's 2 is for a wrong command line."""
     given = _parser().parse_args(argv)
+    outcomes: list[Any] = []
+    code = 0
     try:
-        engine = Engine(read_settings(), say=_say)
-        outcome = COMMANDS[given.command](engine, given)
+        settings = read_settings()
+        names = [given.repository]
+        if given.repository == ALL:
+            if given.command not in WITH_ALL:
+                raise Refused(f"--repository: {ALL} is for {', '.join(WITH_ALL)}; name one for {given.command}")
+            names = [entry["name"] for entry in settings["repositories"]]
+            # The same name in all of them.
+            given.set = getattr(given, "set", "") or (new_id() if given.command == "snapshot" else "")
     except SnapshotError as error:
-        _say(f"vmfleet-backup: {error}")
-        return error.code
-    lines = [json.dumps(outcome, indent=2)] if given.json else text(outcome)
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    return 0
+        return _failed(error)
+    for name in names:
+        try:
+            outcomes.append(COMMANDS[given.command](Engine(settings, name, _say), given))
+        except SnapshotError as error:
+            # One that fails keeps nothing from the others.
+            code = _failed(error)
+    if outcomes:
+        outcome = outcomes if given.repository == ALL else outcomes[0]
+        lines = [json.dumps(outcome, indent=2)] if given.json else text(outcome)
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+    return code

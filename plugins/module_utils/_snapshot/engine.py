@@ -30,11 +30,11 @@ from .model import (
     SnapshotError,
     Unavailable,
     check_id,
+    new_id,
     now,
     parse_time,
 )
-from .registry import TYPES
-from .repository import open_repository
+from .registry import TYPES, described, open_repository
 from .retention import Keep, judge
 from .sources import BACKUP_DIR, Context, Source, Target, load_sources
 
@@ -55,7 +55,7 @@ def fail_point(phase: str) -> None:
 
 
 def read_settings(path: str = SETTINGS) -> dict[str, Any]:
-    """What role backup has written: host, repository, skip.
+    """What role backup has written: host, repositories, skip, full_days.
 
     :raises Refused: when it is not there or unreadable.
     """
@@ -70,20 +70,32 @@ def read_settings(path: str = SETTINGS) -> dict[str, Any]:
 
 
 class Engine:
-    """All that can be done with the sets of this host."""
+    """All that can be done with the sets of this host in one of its repositories."""
 
-    def __init__(self, settings: Mapping[str, Any], say: Callable[[str], None] = lambda line: None) -> None:
-        """:raises Refused: for settings or announced sources that are wrong. :raises WrongKey: see ``Key.load``."""
+    def __init__(
+        self, settings: Mapping[str, Any], repository: str = "", say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """``repository`` names one of the settings; by default it is the first.
+
+        :raises Refused: for settings or announced sources that are wrong. :raises WrongKey: see ``Key.load``.
+        """
         self.host = str(settings["host"])
         self.say = say
-        self.repository = open_repository(settings["repository"])
+        entry = described(settings["repositories"], repository)
+        self.all_repositories = [str(one["name"]) for one in settings["repositories"]]
+        self.repository = open_repository(entry)
         self.catalogue = Catalogue(self.repository, self.host)
-        self.keep = Keep.of(settings["repository"].get("keep") or {})
+        self.keep = Keep.of(entry.get("keep") or {})
         spool = str(settings.get("spool") or f"{STATE}/spool")
-        self.context = Context(self.host, self.repository, spool, say, float(settings.get("full_days", 0)))
+        places = [str(one["path"]) for one in settings["repositories"] if one["kind"] == "path"]
+        self.context = Context(self.host, self.repository, spool, say, float(settings.get("full_days", 0)), places)
         self.sources = load_sources(
             TYPES, self.context, settings.get("skip", []), settings.get("sources") or BACKUP_DIR
         )
+
+    def shown(self, manifest: Manifest) -> dict[str, Any]:
+        """A set as reports show it."""
+        return {"repository": self.repository.name, **manifest.shown()}
 
     def chosen(self, names: Sequence[str]) -> list[Source]:
         """The sources of these names or types, or all.
@@ -195,7 +207,7 @@ class Engine:
         :raises SnapshotError: then there is no new set, and the former ones are as they were.
         """
         began = now()
-        set_id = check_id(set_id or began[:19].replace(":", "").replace("-", "") + "Z")
+        set_id = check_id(set_id or new_id())
         sources = self.chosen(names)
         with self._reported(), self.run(wait):
             for source in sources:
@@ -248,13 +260,14 @@ class Engine:
 
         :raises Damaged: naming the member; the set keeps its former state.
         """
-        with self.run(wait):
-            manifest = self.catalogue.load(set_id) if set_id else self.catalogue.newest()
+        with self._reported():
+            set_id = set_id or self.catalogue.newest().id
+        with self._reported(f"set {set_id} is not sound: "), self.run(wait):
+            manifest = self.catalogue.load(set_id)
             proven = {}
-            with self._reported(f"set {manifest.id} is not sound: "):
-                for member in manifest.members:
-                    self.say(f"{member.source}: verifying")
-                    proven[member.source] = self._source(member.source).verify(member, thorough)
+            for member in manifest.members:
+                self.say(f"{member.source}: verifying")
+                proven[member.source] = self._source(member.source).verify(member, thorough)
             manifest = dataclasses.replace(manifest, state=max(manifest.state, VERIFIED, key=_rank), verified=now())
             self.catalogue.write(manifest)
             self.report(manifest)
@@ -364,7 +377,7 @@ class Engine:
             member = chosen.member(name)
             members = [entry for manifest in sets for entry in manifest.members if entry.source == name]
             choices[name] = self._source(name).choose(member, [member] if set_id else members, target)
-        return {"set": chosen.id, "choices": choices}
+        return {"set": chosen.id, "repository": self.repository.name, "choices": choices}
 
     def restore(
         self,
@@ -419,44 +432,62 @@ class Engine:
 
     def report(self, manifest: Manifest | None = None, failed: str = "") -> None:
         """Leaves the status that health checks read, and metrics. A failure keeps the times of the last good set."""
-        path = f"{STATE}/status.json"
-        try:
-            with open(path, encoding="utf-8") as handle:
-                status = json.load(handle)
-        except (OSError, ValueError):
-            status = {}
+        statuses = {name: _status(name) for name in self.all_repositories}
+        status = statuses[self.repository.name]
         status.update(failed=failed, checked=now())
         if manifest is not None:
             shown = manifest.shown()
             if manifest.sealed >= status.get("finished", ""):
+                status.setdefault("since", manifest.sealed)
                 status.update(set=manifest.id, finished=manifest.sealed, began=manifest.began, size=shown["size"])
                 status.update(stored=shown["stored"])
             if manifest.verified:
                 status["verified"] = manifest.verified
-        write_durably(path, json.dumps(status, indent=1, sort_keys=True).encode() + b"\n", 0o644)
-        write_textfile(TEXTFILE, metrics(status))
+        content = json.dumps(status, indent=1, sort_keys=True).encode() + b"\n"
+        write_durably(status_file(self.repository.name), content, 0o644)
+        write_textfile(TEXTFILE, metrics(statuses))
 
 
 def _rank(state: str) -> int:
     return (SEALED, VERIFIED, "drilled").index(state)
 
 
-def metrics(status: Mapping[str, Any]) -> str:
-    """Prometheus' text format of a status."""
+def status_file(repository: str) -> str:
+    """Where the status of a repository is left."""
+    return f"{STATE}/status-{repository}.json"
 
-    def seconds(name: str) -> float:
-        return parse_time(status[name]).timestamp() if status.get(name) else 0.0
 
-    families = (
-        ("last_success_timestamp_seconds", "When the newest set was sealed; 0: there is none.", seconds("finished")),
-        ("last_verified_timestamp_seconds", "When a set was last proven; 0: never.", seconds("verified")),
-        ("last_run_timestamp_seconds", "When the last run ended.", seconds("checked")),
-        ("last_run_failed", "1 when the last run failed.", float(bool(status.get("failed")))),
-        ("duration_seconds", "What the newest set took.", max(0.0, seconds("finished") - seconds("began"))),
-        ("size_bytes", "What the newest set holds.", float(status.get("size", 0))),
-        ("stored_bytes", "What the newest set added to the repository.", float(status.get("stored", 0))),
-    )
-    return "".join(
-        f"# HELP vmfleet_backup_{name} {meaning}\n# TYPE vmfleet_backup_{name} gauge\nvmfleet_backup_{name} {value!r}\n"
-        for name, meaning, value in families
-    )
+def _status(repository: str) -> dict[str, Any]:
+    try:
+        return dict(read_json(status_file(repository)) or {})
+    except (OSError, ValueError):
+        return {}
+
+
+def _seconds(status: Mapping[str, Any], name: str) -> float:
+    return parse_time(status[name]).timestamp() if status.get(name) else 0.0
+
+
+# Name, meaning and value of each family of metrics.
+METRICS: tuple[tuple[str, str, Callable[[Mapping[str, Any]], float]], ...] = (
+    ("last_success_timestamp_seconds", "When the newest set was sealed; 0: there is none.",
+     lambda status: _seconds(status, "finished")),
+    ("last_verified_timestamp_seconds", "When a set was last proven; 0: never.",
+     lambda status: _seconds(status, "verified")),
+    ("last_run_timestamp_seconds", "When the last run ended.", lambda status: _seconds(status, "checked")),
+    ("last_run_failed", "1 when the last run failed.", lambda status: float(bool(status.get("failed")))),
+    ("duration_seconds", "What the newest set took.",
+     lambda status: max(0.0, _seconds(status, "finished") - _seconds(status, "began"))),
+    ("size_bytes", "What the newest set holds.", lambda status: float(status.get("size", 0))),
+    ("stored_bytes", "What the newest set added to the repository.", lambda status: float(status.get("stored", 0))),
+)  # fmt: skip
+
+
+def metrics(statuses: Mapping[str, Mapping[str, Any]]) -> str:
+    """Prometheus' text format of the statuses of all repositories by name."""
+    lines = []
+    for name, meaning, value in METRICS:
+        family = f"vmfleet_backup_{name}"
+        lines += [f"# HELP {family} {meaning}", f"# TYPE {family} gauge"]
+        lines += [f'{family}{{repository="{one}"}} {value(status)!r}' for one, status in statuses.items()]
+    return "\n".join([*lines, ""])

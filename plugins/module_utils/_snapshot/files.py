@@ -77,7 +77,7 @@ class Files(Kept):
     def plan(self) -> int:
         self._check()
         left_out = leaves_out(self.options.exclude)
-        own = [str(place) for place in (self.context.spool, self.context.repository.options.get("path")) if place]
+        own = [self.context.spool, *self.context.places]
         size = 0
         for path in self.options.paths:
             if not os.path.lexists(path):

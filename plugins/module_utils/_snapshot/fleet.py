@@ -69,7 +69,8 @@ class Part:
                 hold.write(
                     {
                         "fleet": self.attempt, "set": set_id, "step": "hold", "lease": lease, "began": began,
-                        "attempted": attempted, "full": full, "reason": reason, "work": {entry["source"]: {} for entry in estimate},
+                        "attempted": attempted, "full": full, "reason": reason,
+                        "work": {entry["source"]: {} for entry in estimate},
                     }
                 )  # fmt: skip
         return estimate

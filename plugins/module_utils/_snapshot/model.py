@@ -67,6 +67,12 @@ class Busy(SnapshotError):
     code = 75
 
 
+class Denied(SnapshotError):
+    """The repository refuses: credentials are wrong, or may not do this."""
+
+    code = 77
+
+
 class WrongKey(SnapshotError):
     """The key is missing, unsafe, or not the one that the set was made with."""
 
@@ -149,8 +155,8 @@ class Manifest:
     """All that is known of a set. Times are UTC, see :func:`now`; ``verified`` and ``drilled`` say when, or nothing.
 
     ``fleet`` is there when several hosts made it together, see :mod:`.fleet`: ``id`` of that attempt, ``hosts`` that
-    have a part, ``attempted``, the time by which retention judges all of them, ``began`` and ``ended`` of the moment on this host, and ``complete``, the time at which all were known
-    to be sealed, or nothing.
+    have a part, ``attempted``, the time by which retention judges all of them, ``began`` and ``ended`` of the moment on
+    this host, and ``complete``, the time at which all were known to be sealed, or nothing.
     """
 
     id: str
@@ -210,6 +216,11 @@ def unpack(content: bytes, key: Key, where: str) -> Manifest:
         raise Damaged(f"{where}: does not agree with its code of authentication")
     members = tuple(Member(**entry) for entry in body.pop("members"))
     return Manifest(**{**body, "format": FORMAT}, members=members)
+
+
+def new_id() -> str:
+    """A name for a set: the time."""
+    return re.sub(r"[-:]|\.[0-9]+", "", now())
 
 
 def check_id(text: str) -> str:

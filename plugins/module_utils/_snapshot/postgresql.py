@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """A PostgreSQL cluster as files and log, by pgBackRest: full and incremental copies, and any moment since the first.
 
-pgBackRest's own settings, the repository and its cipher among them, stand in its configuration file; role backup writes
-it. The stanza is called like the host.
+pgBackRest's own settings, the repository and its cipher among them, stand in its configuration files, which role backup
+writes: one that has all repositories, by which finished log goes to each of them, and one for each. The stanza is
+called like the host.
 """
 
 from __future__ import annotations
@@ -171,7 +172,11 @@ class Physical(Source):
 
     def _pgbackrest(self, purpose: str, *arguments: str) -> str:
         """Runs pgBackRest for the stanza of this host. :raises EngineFailed:"""
-        argv = ["pgbackrest", f"--stanza={self.context.host}", "--log-level-console=warn", *arguments]
+        # A file of its own for each repository: not all commands can be told to leave the others alone.
+        argv = [
+            "pgbackrest", f"--config={self.context.repository.pgbackrest}", f"--stanza={self.context.host}",
+            "--log-level-console=warn", *arguments,
+        ]  # fmt: skip
         return self.context.command(purpose, argv, user=ACCOUNT).stdout
 
     def _info(self) -> dict[str, Any]:
@@ -270,7 +275,7 @@ class Physical(Source):
         try:
             said = self._pgbackrest("verify the repository", "verify", "--output=text", "--verbose")
         except EngineFailed as error:
-            raise Damaged(str(error)) from error
+            raise self.context.damaged(error) from error
         if f"backup: {member.label}, status: invalid" in said or "status: error" in said:
             raise Damaged(f"{self.name}: {said.strip()[-1500:]}")
         proven: dict[str, Any] = {"engine": "verified"}
@@ -280,7 +285,7 @@ class Physical(Source):
             try:
                 proven.update(self.stage(choice))
             except EngineFailed as error:
-                raise Damaged(f"{self.name}: {member.label} does not come to life: {error}") from error
+                raise self.context.damaged(error, f"{self.name}: {member.label} does not come to life: ") from error
             finally:
                 Scratch(self, choice["staging"]).remove()
         return proven

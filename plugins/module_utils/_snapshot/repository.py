@@ -6,21 +6,37 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._durable import fsync_directory, write_durably
-from .model import Key, NotFound, Refused, Unavailable
+from .model import Key, NotFound, Unavailable
+
+FOLDER = "/etc/vmfleet/backup"
+
+
+class ResticPlace(NamedTuple):
+    """Where restic finds its repository: the address for --repo, and the environment and options that it needs. The
+    password's file is no part of it, and no secret is."""
+
+    address: str
+    environment: Mapping[str, str]
+    options: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Repository(abc.ABC):
-    """``options`` are the entries of its kind in the settings. Names of objects are relative paths."""
+    """``options`` are its entry in the settings. Names of objects are relative paths."""
 
     name: str
     key: Key
     options: Mapping[str, Any]
+
+    @property
+    def pgbackrest(self) -> str:
+        """The file by which pgBackRest knows this repository and no other one."""
+        return f"{FOLDER}/{self.name}/pgbackrest.conf"
 
     @abc.abstractmethod
     def put(self, name: str, content: bytes) -> None:
@@ -44,8 +60,8 @@ class Repository(abc.ABC):
         """Removes an object; one that is not there is no error. :raises Unavailable:"""
 
     @abc.abstractmethod
-    def restic(self) -> tuple[str, dict[str, str]]:
-        """The address for restic's --repo and the environment it needs; the password's file is not part of it."""
+    def restic(self, host: str) -> ResticPlace:
+        """Where restic finds what is of a host. Each has its own: none waits for the locks of others."""
 
 
 class LocalPath(Repository):
@@ -93,20 +109,5 @@ class LocalPath(Repository):
         except OSError as error:
             raise Unavailable(f"{path}: {error.strerror}") from error
 
-    def restic(self) -> tuple[str, dict[str, str]]:
-        return self._path("restic"), {}
-
-
-KINDS: dict[str, type[Repository]] = {"path": LocalPath}
-
-
-def open_repository(settings: Mapping[str, Any]) -> Repository:
-    """The repository that the settings describe: kind, name, key_file and what its kind takes.
-
-    :raises Refused: for an unknown kind.
-    :raises WrongKey: see :meth:`Key.load`.
-    """
-    kind = KINDS.get(str(settings.get("kind")))
-    if kind is None:
-        raise Refused(f"repository: kind: {settings.get('kind')!r} is none of {', '.join(sorted(KINDS))}")
-    return kind(str(settings.get("name") or "main"), Key.load(str(settings["key_file"])), settings)
+    def restic(self, host: str) -> ResticPlace:
+        return ResticPlace(self._path(f"restic/{host}"), {}, [])

@@ -34,16 +34,16 @@ class Restic:
         self.source = source
 
     def _run(self, purpose: str, *arguments: str) -> str:
-        address, environment = self.context.repository.restic()
+        place = self.context.repository.restic(self.context.host)
         environment = {
-            # Names in the environment, which only root sees, and the password in neither.
-            **environment,
-            "RESTIC_REPOSITORY": address,
+            # Names in the environment, which only root sees, and no secret in either.
+            **place.environment,
+            "RESTIC_REPOSITORY": place.address,
             "RESTIC_PASSWORD_FILE": self.context.repository.key.path,
             "RESTIC_CACHE_DIR": "/var/cache/vmfleet/restic",
             "RESTIC_PROGRESS_FPS": "0.1",
         }
-        return self.context.command(purpose, ["restic", *arguments], environment=environment).stdout
+        return self.context.command(purpose, ["restic", *place.options, *arguments], environment=environment).stdout
 
     def version(self) -> str:
         """Such as ``restic 0.18.0``."""
@@ -117,7 +117,7 @@ class Restic:
         except EngineFailed as error:
             if "no matching ID" in str(error) or "no snapshot found" in str(error):
                 raise NotFound(str(error)) from error
-            raise Damaged(str(error)) from error
+            raise self.context.damaged(error) from error
 
     def check(self, read_all: bool) -> None:
         """Proves the repository's structure, and with ``read_all`` every byte of it. :raises Damaged:"""
@@ -126,7 +126,7 @@ class Restic:
         try:
             self._run("check the restic repository", "check", *(["--read-data"] if read_all else []))
         except EngineFailed as error:
-            raise Damaged(str(error)) from error
+            raise self.context.damaged(error) from error
 
     def keep(self, labels: Sequence[str]) -> None:
         """Removes all snapshots of this source and host but those."""

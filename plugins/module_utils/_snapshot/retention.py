@@ -97,7 +97,7 @@ def judge(
     """
     ordered = sorted(sets, key=lambda manifest: (moment(manifest), manifest.id))
     reasons: dict[str, list[str]] = {manifest.id: [] for manifest in ordered}
-    past = []
+    past: list[Manifest] = []
     for manifest in ordered:
         if moment(manifest) > now:
             reasons[manifest.id].append("its time is in the future")

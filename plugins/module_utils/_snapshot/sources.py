@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from .._host import CommandError, Outcome, run_command
-from .model import EngineFailed, Member, Refused
+from .model import Damaged, EngineFailed, Member, Refused
 from .repository import Repository
 
 BACKUP_DIR = "/etc/vmfleet/backup.d"
@@ -44,14 +44,18 @@ class Target:
 
 @dataclass
 class Context:
-    """What every source of a run shares. ``spool`` is a folder of the run, for root only. ``full_days`` is the age at
-    which a copy that later ones are built on gets too old for that; zero is never."""
+    """What every source of a run shares.
+
+    ``spool`` is a folder of the run, for root only. ``full_days`` is the age at which a copy that later ones are built
+    on gets too old for that; zero is never. ``places`` are the folders of repositories on this host.
+    """
 
     host: str
     repository: Repository
     spool: str
     say: Callable[[str], None]
     full_days: float = 0
+    places: Sequence[str] = ()
     # Where a run notes what it has begun, for the next one to end the orphan of a killed one. Who looks has none.
     pid_file: str | None = None
     # What an engine needs to do only once in a run, by words of its own.
@@ -67,6 +71,11 @@ class Context:
         free = shutil.disk_usage(place).free
         if free < size:
             raise Refused(f"{place} has {free} B free, and {what} may take {size} B; make room")
+
+    def damaged(self, error: Exception, words: str = "") -> Damaged:
+        """What an engine could not read, as damage. :raises Unavailable: when the repository is out of reach."""
+        self.repository.names("catalogue")
+        return Damaged(f"{words}{error}")
 
     def command(
         self,

@@ -39,8 +39,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.model import
     unpack,
 )
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.postgresql import Physical
-from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.registry import TYPES
-from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.repository import open_repository
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.registry import TYPES, open_repository
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.sources import Source, Target
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -149,14 +148,15 @@ class Place:
             entry = {"type": "folder", "name": name, "path": str(self.root / name), "breaks": breaks.get(name, "")}
             (folder / f"{name}.json").write_text(json.dumps([entry]))
 
-    def engine(self, **keep: int) -> Engine:
-        return Engine(self.settings(**keep))
+    def engine(self, repository: str = "", **keep: int) -> Engine:
+        return Engine(self.settings(**keep), repository)
 
     def settings(self, **keep: int) -> dict[str, Any]:
-        repository = {"kind": "path", "path": str(self.root / "repository"), "key_file": str(self.root / "key")}
+        common = {"kind": "path", "key_file": str(self.root / "key"), "keep": keep}
+        repositories = [{"name": name, "path": str(self.root / name), **common} for name in ("repository", "remote")]
         return {
             "host": "db1",
-            "repository": {**repository, "keep": keep},
+            "repositories": repositories,
             "sources": str(self.root / "backup.d"),
             "spool": str(self.root / "state" / "spool"),
         }
@@ -168,11 +168,14 @@ class Place:
     def read(self) -> list[str]:
         return [(self.root / name).read_text().removeprefix(f"{name} ") for name in ("one", "two")]
 
-    def stored(self) -> list[str]:
-        return sorted(path.name for path in (self.root / "repository" / "data").glob("*"))
+    def stored(self, repository: str = "repository") -> list[str]:
+        return sorted(path.name for path in (self.root / repository / "data").glob("*"))
 
-    def status(self) -> dict[str, Any]:
-        return dict(json.loads((self.root / "state" / "status.json").read_text()))
+    def metrics(self) -> str:
+        return (self.root / "metrics" / "backup.prom").read_text()
+
+    def status(self, repository: str = "repository") -> dict[str, Any]:
+        return dict(json.loads((self.root / "state" / f"status-{repository}.json").read_text()))
 
 
 def redirect(root: Path) -> None:
@@ -304,7 +307,7 @@ class TestTake:
         assert place.engine().catalogue.all() == [made]
         assert (made.state, made.reason, made.consistency) == ("sealed", "test", "crash")
         assert place.status()["set"] == "first"
-        assert "vmfleet_backup_last_run_failed 0.0\n" in (place.root / "metrics/backup.prom").read_text()
+        assert 'vmfleet_backup_last_run_failed{repository="repository"} 0.0\n' in place.metrics()
 
     def test_nothing_is_ever_overwritten(self, place: Place) -> None:
         place.engine().take("first")
@@ -322,7 +325,7 @@ class TestTake:
         assert place.stored() == ["one-first", "two-first"]
         status = place.status()
         assert (status["set"], status["failed"]) == ("first", "two breaks at copy")
-        assert "vmfleet_backup_last_run_failed 1.0\n" in (place.root / "metrics/backup.prom").read_text()
+        assert 'vmfleet_backup_last_run_failed{repository="repository"} 1.0\n' in place.metrics()
 
     def test_what_cannot_begin_leaves_no_trace(self, place: Place) -> None:
         place.announce(two="plan")
@@ -566,6 +569,55 @@ class TestPrune:
         assert place.status()["failed"].startswith("pruning: ")
 
 
+class TestSeveralRepositories:
+    @pytest.fixture(autouse=True)
+    def remote(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(cli, "read_settings", lambda: place.settings(last=1))
+        folder = place.root / "remote"
+        folder.mkdir()
+        return folder
+
+    def test_each_has_sets_of_its_own(self, place: Place) -> None:
+        place.engine().take("first")
+        place.engine("remote").take("second")
+        assert [place.engine(name).catalogue.ids() for name in ("repository", "remote")] == [["first"], ["second"]]
+        with pytest.raises(Refused, match="'tape' is none of those that this host has: repository, remote"):
+            place.engine("tape")
+
+    def test_the_first_is_meant_where_none_is_named(self, place: Place) -> None:
+        assert cli.main(["snapshot", "first"]) == 0
+        assert cli.main(["--repository", "remote", "restore", "first"]) == 66
+        assert not place.stored("remote")
+
+    def test_all_get_a_set_of_the_same_name(self, place: Place, capsys: Any) -> None:
+        assert cli.main(["--repository", "all", "--json", "snapshot"]) == 0
+        first, second = json.loads(capsys.readouterr().out)
+        assert (first["repository"], second["repository"]) == ("repository", "remote")
+        assert first["id"] == second["id"]
+        assert cli.main(["--repository", "all", "restore", first["id"]]) == 64
+
+    def test_one_that_fails_keeps_nothing_from_the_others(self, place: Place, remote: Path) -> None:
+        for name in ("repository", "remote"):
+            place.engine(name).take("former")
+        (place.root / "repository").rename(place.root / "away")
+        assert cli.main(["--repository", "all", "snapshot", "new", "--prune"]) == 69
+        (place.root / "away").rename(place.root / "repository")
+        assert [place.engine(name).catalogue.ids() for name in ("repository", "remote")] == [["former"], ["new"]]
+        assert (place.status()["set"], place.status("remote")["set"]) == ("former", "new")
+        assert place.status()["failed"]
+        assert not place.status("remote")["failed"]
+        assert 'vmfleet_backup_last_run_failed{repository="repository"} 1.0\n' in place.metrics()
+        assert 'vmfleet_backup_last_run_failed{repository="remote"} 0.0\n' in place.metrics()
+
+    def test_a_restore_is_ended_without_its_repository(self, place: Place, remote: Path) -> None:
+        place.engine("remote").take("first")
+        place.write("second")
+        place.engine("remote").restore("first")
+        shutil.rmtree(remote)
+        assert place.engine("remote").conclude(keep=False) is not None
+        assert place.read() == ["second", "second"]
+
+
 class TestRestore:
     def test_former_data_stay_until_commit(self, place: Place) -> None:
         place.engine().take("first")
@@ -699,7 +751,7 @@ def test_the_command_tells_failures_apart(place: Place, monkeypatch: pytest.Monk
 
 def test_the_catalogues_of_hosts_are_apart(place: Place) -> None:
     made = place.engine().take("first")
-    other = Catalogue(open_repository(place.settings()["repository"]), "db2")
+    other = Catalogue(open_repository(place.settings()["repositories"][0]), "db2")
     assert made.id not in other.ids()
     with pytest.raises(NotFound, match="none at all"):
         other.load("first")

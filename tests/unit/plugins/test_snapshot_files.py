@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
 
 def context(tmp_path: Path) -> Context:
     repository = LocalPath("main", Key("/key", "id", b"mac"), {"path": str(tmp_path / "repository")})
-    return Context("host", repository, str(tmp_path / "spool"), lambda line: None)
+    return Context("host", repository, str(tmp_path / "spool"), lambda line: None, 0, [str(tmp_path / "repository")])
 
 
 class TestIndex:

@@ -100,9 +100,8 @@ def test_hosts_with_equal_rules_keep_the_same_sets_of_a_fleet() -> None:
     one = [together(when, when, "db") for when in fleet]
     other = [together(when, when, "files") for when in fleet]
     other[2] = together("03-11T00", "03-10T23", "files")
-    rules = {"last": 1, "daily": 2}
-    first = kept([*one, *nightly(5)], **rules)
-    second = kept([*other, *(made(f"03-{day}T13") for day in (10, 11, 20, 21))], **rules)
+    first = kept([*one, *nightly(5)], last=1, daily=2)
+    second = kept([*other, *(made(f"03-{day}T13") for day in (10, 11, 20, 21))], last=1, daily=2)
     expected = ["all 03-10T23", "all 03-20T12"]
     assert [name for name in first if name.startswith("all")] == expected
     assert [name for name in second if name.startswith("all")] == expected

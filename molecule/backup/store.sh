@@ -1,0 +1,46 @@
+#!/bin/sh
+# The store goes away in the middle of a copy, and in a run for all repositories: store.sh HOST STORE, both containers.
+# HOST has its sets in the store first, and in a folder.
+set -eu
+host=$1
+store=$2
+die() { echo "$*" >&2; exit 1; }
+on() { docker exec "$1" sh -c "$2"; }
+ends() {
+    rc=0
+    on "$host" "$2" || rc=$?
+    [ $rc = "$1" ] || die "$2 ended with $rc instead of $1"
+}
+before=$(on "$host" 'vmfleet-backup list')
+[ -n "$before" ] || die 'there are no sets'
+(
+    on "$host" 'until pgrep -f "pgbackrest .* backup " >/dev/null; do sleep 0.05; done'
+    on "$store" 'systemctl stop store'
+) &
+ends 69 'vmfleet-backup snapshot --only postgresql --full broken'
+wait
+
+ends 69 'vmfleet-backup --repository all snapshot --only uploads --prune alone'
+ends 0 'vmfleet-backup --repository local list | grep -q " alone "'
+ends 0 'grep -q "\"failed\": \"\"" /var/lib/vmfleet/backup/status-local.json'
+ends 0 'grep "\"failed\": \"..*:9000" /var/lib/vmfleet/backup/status-remote.json'
+
+on "$store" 'systemctl start store'
+ends 0 'until vmfleet-backup list; do sleep 1; done'
+[ "$(on "$host" 'vmfleet-backup list')" = "$before" ] || die 'other sets than before'
+# As the timers do it.
+ends 0 'systemctl start vmfleet-backup'
+ends 0 'systemctl start vmfleet-backup-verify'
+ends 0 '[ "$(vmfleet-backup --repository all list | grep -c " verified ")" -ge 2 ]'
+# Another host in the place of the server is not trusted.
+on "$store" 'cd /etc/vmfleet/backup/ssh
+    cp -p known_hosts /root
+    rm -f /root/other*
+    ssh-keygen -q -t ed25519 -N "" -f /root/other
+    echo "debian13 $(cut -d" " -f1,2 /root/other.pub)" >known_hosts
+    rc=0
+    vmfleet-backup list || rc=$?
+    mv /root/known_hosts .
+    [ $rc = 77 ] && vmfleet-backup list' || die 'another host was trusted'
+# Neither settings nor logs have the secret.
+ends 1 'grep -rsF this+test /etc/vmfleet/backup/settings.json /var/lib/vmfleet /var/log /run/log; [ $? = 0 ]'
