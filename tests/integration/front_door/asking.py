@@ -27,6 +27,8 @@ HEADERS = {
     "referrer-policy": "strict-origin-when-cross-origin",
     "content-security-policy": "default-src 'self'",
 }
+# A message as a WebSocket's client sends it, and as it comes back.
+HELLO, HELLO_BACK = bytes([129, 128 + 5]) + bytes(4) + b"hello", bytes([129, 5]) + b"hello"
 SERVERS = {"a1": "127.0.0.11", "a2": "127.0.0.12"}
 PROTOCOLS = H1, H2, WS, TLS = "HTTP/1.1", "HTTP/2", "WebSocket", "TLS"
 # A promise tells what it saw.
@@ -272,5 +274,5 @@ class Socket:
         self.wrapped.close()
 
     def echoes(self) -> None:
-        self.wrapped.sendall(bytes([129, 128 + 5]) + bytes(4) + b"hello")
-        assert self.wrapped.recv(4096) == bytes([129, 5]) + b"hello"
+        self.wrapped.sendall(HELLO)
+        assert self.wrapped.recv(4096) == HELLO_BACK

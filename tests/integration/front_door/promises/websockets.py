@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 
-from front_door.asking import HOST, WS, Socket, promise
+from front_door.asking import HOST, WS, Socket, promise, tls
 from front_door.balancer import BALANCER
 from front_door.faults import unreachable, without
+from front_door.http2_socket import Http2Socket
 
 
 @promise(8, 20, by=(WS,))
@@ -20,6 +21,22 @@ def websockets_pass_and_outlive_a_reload() -> str:
                 BALANCER.reload()
             time.sleep(1)
     return f"101 after {1000 * standing.seconds:.0f} ms, 3 messages came back, a reload between them"
+
+
+@promise(8, by=(WS,))
+def a_websocket_opens_within_http_2_where_that_is_announced() -> str:
+    """A browser that is told so opens all of them there, and one that is not takes a connection of HTTP/1.1."""
+    with tls(alpn=("h2",)) as wrapped:
+        made = Http2Socket(wrapped)
+        assert made.announced or BALANCER.is_nginx
+        if not made.announced:
+            return "not announced"
+        made.open("/ws")
+        for _ in range(3):
+            made.echoes()
+        BALANCER.reload()
+        made.echoes()
+    return "4 messages came back, a reload between them"
 
 
 @promise(8, by=(WS,))
