@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import http.server
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -50,6 +51,9 @@ def certificate(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """rclone, and what a repository has to know of it."""
+    # Beside this interpreter; one with another ansible-core has the checkout's own on its path.
+    rclone = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert rclone, "rclone is missing; run scripts/bootstrap"
     root = tmp_path_factory.mktemp("store")
     certificate(root)
     (root / "data" / "backups").mkdir(parents=True)
@@ -58,7 +62,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         port = free.getsockname()[1]
     server = subprocess.Popen(
         [
-            Path(sys.executable).with_name("rclone"), "serve", "s3", "--addr", f"127.0.0.1:{port}",
+            rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}",
             "--cert", root / "host.crt", "--key", root / "host.key", root / "data",
         ],
         env={**os.environ, "RCLONE_AUTH_KEY": f'"tester,{SECRET}"', "RCLONE_CONFIG": str(root / "none")},
