@@ -23,6 +23,8 @@ STATES = (COPYING, SEALED, VERIFIED, DRILLED)
 CLASSES = ("crash", "application", "barrier", "fenced")
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 KEY_LENGTH = 20
+# Of PBKDF2, from the secret to what is derived from it. Part of the format: with others no manifest can be read.
+ROUNDS = 100_000
 
 
 class SnapshotError(RuntimeError):
@@ -124,7 +126,7 @@ class Key:
             raise WrongKey(f"{path}: has mode {mode:04o}; make it 0600")
         if len(secret) < KEY_LENGTH:
             raise WrongKey(f"{path}: has {len(secret)} characters; a key has at least {KEY_LENGTH}")
-        derived = hashlib.pbkdf2_hmac("sha256", secret, b"vmfleet.ops manifest", 100_000, 40)
+        derived = hashlib.pbkdf2_hmac("sha256", secret, b"vmfleet.ops manifest", ROUNDS, 40)
         return cls(path, derived[:8].hex(), derived[8:])
 
 
