@@ -65,9 +65,11 @@ def pytest(stage: str, *arguments: str) -> Tally:
         return nothing_ran(stage, f"pytest ended with {code}")
     tally = Tally()
     for case in ElementTree.parse(report).getroot().iter("testcase"):
-        if case.find("failure") is not None or case.find("error") is not None:
+        wrong = [*case.iter("failure"), *case.iter("error")]
+        if wrong:
             tally.failed += 1
-            tally.failures.append(f"{stage}: {case.get('classname')}.{case.get('name')}")
+            why = shortened(wrong[0].get("message") or "")
+            tally.failures.append(f"{stage}: {case.get('classname')}.{case.get('name')}: {why}")
         elif case.find("skipped") is not None:
             tally.skipped += 1
         else:
@@ -77,6 +79,12 @@ def pytest(stage: str, *arguments: str) -> Tally:
     if code and not tally.failed:
         tally.add(Tally(failed=1, failures=[f"{stage}: pytest ended with {code}"]))
     return tally
+
+
+def shortened(text: str, most: int = 700) -> str:
+    """One line of it, for the list at the end: whoever has only the end of the output sees what went wrong."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]} [...]"
 
 
 def scenario(name: str) -> tuple[str, str, float]:
@@ -94,7 +102,8 @@ def scenario(name: str) -> tuple[str, str, float]:
     seconds = time.monotonic() - started
     text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
     if code:
-        return name, f"ended with {code}", seconds
+        errors = re.findall(r"^(?:fatal|failed): .*|^\[ERROR\]: .*", text, re.MULTILINE)
+        return name, f"ended with {code}: {shortened(' | '.join(errors))}", seconds
     missing = [step for step in ("converge", "idempotence", "verify") if f"{step}: Executed: Successful" not in text]
     return name, f"did not run {', '.join(missing)}" if missing else "", seconds
 

@@ -33,7 +33,7 @@ ELSEWHERE = {
 def main() -> int:
     release = platform.freedesktop_os_release()["VERSION_CODENAME"]
     report: dict[int, list[str]] = {}
-    asked = broken = 0
+    asked, broken = 0, list[str]()
     for features, protocols, check in PROMISES:
         for turn.over in protocols:
             title = check.__name__.replace("_", " ")
@@ -41,8 +41,8 @@ def main() -> int:
             try:
                 said = f"ok      {turn.over}: {title}: {check()}"
             except Exception as error:  # noqa: BLE001  any error is a broken promise, and the others are to be asked still
-                broken += 1
                 said = f"BROKEN  {turn.over}: {title}: {type(error).__name__}: {error}"
+                broken.append(said)
             print(said, file=sys.stderr, flush=True)
             for feature in features:
                 report.setdefault(feature, []).append(said)
@@ -52,7 +52,9 @@ def main() -> int:
     for feature in sorted(report):
         for line in report[feature]:
             print(f"{BALANCER.name} {release}  feature {feature:2}  {line}")
-    print(f"{asked - broken} of {asked + len(missing)} promises hold")
+    # Once more, for whoever sees the end only.
+    print(*broken, sep="\n", file=sys.stderr)
+    print(f"{asked - len(broken)} of {asked + len(missing)} promises hold")
     return 1 if broken or missing or not asked else 0
 
 

@@ -34,7 +34,7 @@ def test_counts_what_ran(project: Path) -> None:
     )
     tally = run_tests.pytest("unit", "-p", "no:cacheprovider")
     assert (tally.passed, tally.failed, tally.skipped) == (2, 1, 1)
-    assert tally.failures == ["unit: tests.unit.test_it.test_two[2]"]
+    assert tally.failures == ["unit: tests.unit.test_it.test_two[2]: assert 2 == 1"]
 
 
 @pytest.mark.parametrize("source", ["", "import no_such_module\n"])
