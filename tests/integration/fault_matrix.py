@@ -340,7 +340,7 @@ NETWORK = [
         "iptables -D OUTPUT -d @pool1@ -j DROP",
         "api3: app_service: (api|ws) is ready",
         "database",
-        (r"api3: app_service: \w+ is \w+", *TIERS[1:]),
+        (r"api3: app_service: \w+ (is \w+|runs)", *TIERS[1:]),
     ),
     Fault(
         "a replica cut off from its primary",

@@ -124,11 +124,15 @@ def ask(
         elif body is not None:
             options += ["--data-binary", "@-"]
         options += ["--head"] if method == "HEAD" else ["--request", method]
-        found = curl([path], host, source, *options, "--include", body=b"".join(body) if chunked else body)
-        head, _, rest = found.partition(b"\r\n\r\n")
-        status, *lines = head.decode().split("\r\n")
-        if not status:
-            # curl 7 forgets the answer when the stream is reset after it.
+        sent_body = b"".join(body) if chunked else body
+        # curl 7 forgets an answer that came before it had sent the body, if the stream is reset right after it. How often
+        # that is depends on the moment and on how long the body is.
+        for _attempt in range(5):
+            head, _, rest = curl([path], host, source, *options, "--include", body=sent_body).partition(b"\r\n\r\n")
+            status, *lines = head.decode().split("\r\n")
+            if status:
+                break
+        else:
             return Answer(0, [], b"")
         assert status.startswith("HTTP/2 "), status
         named = [line.partition(": ") for line in lines]
