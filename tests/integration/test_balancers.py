@@ -400,7 +400,7 @@ class Trial:
         if KINDS[balancer] == "nginx":
             log, sent_to = "cat /var/log/nginx/access.log", r"(\d[\d.]+):8081 [\d.-]"
         else:
-            log, sent_to = "journalctl -t haproxy --no-pager -o cat", r" api\w*/(app\d) "
+            log, sent_to = "cat /var/log/haproxy/access.log", r" api\w*/(app\d) "
         line = self.hosts[balancer].sh(f"{log} | grep -F '/?{lost.tag} '", check=False)
         found = re.search(sent_to, line)
         names = {address(self.hosts[name]): name for name in servers(self.hosts)}

@@ -122,7 +122,7 @@ TABLE = [
     ("E0-12", "haproxy", True, r"^    server api1 10\.0\.0\.1:8081 "),
     ("E0-13 E1-07", "nginx sites", True, r"^    location /static/ \{"),
     ("E0-13 E1-07", "nginx sites", True, r"^        alias /srv/s/;$"),
-    ("E0-18", "haproxy", True, r"^    log /dev/log local0$"),
+    ("E0-18", "haproxy", True, r"^    log stdout format raw local0$"),
     ("E0-18", "haproxy defaults", True, r"^    log global$"),
     ("E0-18", "haproxy defaults", True, r"^    option httplog$"),
     ("E0-19", "both", False, r"http-request reject|return 444"),

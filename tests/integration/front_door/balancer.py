@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -50,10 +51,9 @@ class Balancer:
 
     def logged(self, marker: str) -> list[str]:
         """Lines of the log of requests that hold a marker."""
-        if self.is_nginx:
-            log = run("cat", "/var/log/nginx/access.log")
-        else:
-            log = run("journalctl", "-t", "haproxy", "--no-pager", "-o", "cat", "--since", "-5min")
+        file = Path(f"/var/log/{self.name}/access.log")
+        # With haproxy_log: syslog there is none.
+        log = file.read_text() if file.exists() else run("journalctl", "-t", "haproxy", "-o", "cat", "--since", "-5min")
         return [line for line in log.splitlines() if marker in line]
 
     def refusals(self, source: str) -> list[str]:
