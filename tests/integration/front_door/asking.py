@@ -127,7 +127,7 @@ def ask(
         sent_body = b"".join(body) if chunked else body
         # curl 7 forgets an answer that came before it had sent the body, if the stream is reset right after it. Whether
         # that happens depends on the moment, and with long bodies it always does.
-        for _attempt in range(5):
+        for _attempt in range(10):
             head, _, rest = curl([path], host, source, *options, "--include", body=sent_body).partition(b"\r\n\r\n")
             status, *lines = head.decode().split("\r\n")
             if status:
