@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from typing import Any
 
-from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
+from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.yaml import yaml_load
 from ansible.plugins.action import ActionBase
@@ -19,7 +18,6 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._desired import (
     DesiredError,
     normalise,
 )
-from ansible_collections.vmfleet.ops.plugins.module_utils._journal import TRANSACTIONS
 from ansible_collections.vmfleet.ops.plugins.module_utils._plan import SENSITIVE, Plan, make_plan
 from ansible_collections.vmfleet.ops.plugins.module_utils._probe import (
     ProbeError,
@@ -29,6 +27,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._probe import (
     parse_contents,
 )
 from ansible_collections.vmfleet.ops.plugins.plugin_utils import _looks
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._change import change_id, give_word, run_shell
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._warm import warm
 from yaml import YAMLError
 
@@ -81,8 +80,8 @@ class ActionModule(ActionBase):
                 recovered += outcome["recovered"]
                 continue
             if outcome.get("awaiting_word"):
-                self._confirm(desired["name"], int(outcome["awaiting_word"]))
-            result.update(report, changed=True)
+                give_word(self, desired["name"], int(outcome["awaiting_word"]))
+            result.update(report, changed=True, warnings=outcome.get("warnings") or [])
             break
         else:
             raise AnsibleActionFail(
@@ -166,15 +165,6 @@ class ActionModule(ActionBase):
 
     # -- what is there ------------------------------------------------------------------------------------------
 
-    def _shell(self, script: str) -> str:
-        """Runs a script on the host from standard input, so that none of it is seen in the process list."""
-        answer = self._low_level_execute_command("/bin/sh -s", in_data=script.encode(), executable="/bin/sh")
-        if answer["rc"] != 0 and not answer["stdout"].strip():
-            raise AnsibleActionFail(
-                f"the host refused the probe (rc {answer['rc']}): {answer['stderr'].strip()[-500:] or 'no output'}"
-            )
-        return str(answer["stdout"])
-
     def _look(self, desired: dict[str, Any]) -> dict[str, Any]:
         script = build_script(desired)
         answer = self._answer(script, desired)
@@ -192,13 +182,13 @@ class ActionModule(ActionBase):
         host = self._variables["inventory_hostname"]
         # What preflight has seen is the host itself, not one that a task is delegated to.
         if self._task.delegate_to or not _looks.wanted(host):
-            return self._shell(script)
+            return run_shell(self, script)
         earlier = _looks.take(host, script)
         if earlier is not None:
             return earlier
         if not self._task.check_mode:
             script = _looks.and_keep_it(script, desired["name"], desired["state"] == "absent")
-        return self._shell(script)
+        return run_shell(self, script)
 
     # -- what differs -------------------------------------------------------------------------------------------
 
@@ -224,7 +214,7 @@ class ActionModule(ActionBase):
             for entry in plan.texts
             if not entry.get("sensitive") and there.get(entry["dest"], {}).get("kind") == "file"
         ]
-        contents = parse_contents(self._shell(content_script(readable))) if readable else {}
+        contents = parse_contents(run_shell(self, content_script(readable))) if readable else {}
         for entry in plan.texts:
             dest = entry["dest"]
             if entry.get("sensitive"):
@@ -243,7 +233,8 @@ class ActionModule(ActionBase):
             {**entry, "content": base64.b64encode(entry["content"]).decode()} if "content" in entry else entry
             for entry in plan.payload["files"]
         ]
-        payload = base64.b64encode(json.dumps({**plan.payload, "files": files}).encode()).decode()
+        change = {**plan.payload, "files": files, "change": change_id()}
+        payload = base64.b64encode(json.dumps(change).encode()).decode()
         outcome: dict[str, Any] = self._execute_module(
             module_name="vmfleet.ops.converge_apply", module_args={"payload": payload}, task_vars=self._variables
         )
@@ -273,28 +264,3 @@ class ActionModule(ActionBase):
             return {}
         outcome = self._module(plan)
         return {**outcome, "changed": False} if outcome.get("failed") else {}
-
-    def _confirm(self, name: str, seconds: int) -> None:
-        """Reports back to the host over a new connection; a host that hears nothing takes the change back."""
-        directory = f"{TRANSACTIONS}/{name}"
-        script = (
-            f"d={directory}; [ -d $d ] || {{ echo gone; exit 0; }}; : > $d/confirmed; n=0; "
-            "while [ -d $d ] && [ $n -lt 100 ]; do sleep 0.1; n=$((n+1)); done; "
-            "[ -d $d ] && echo waiting || echo committed\n"
-        )
-        deadline = time.monotonic() + seconds
-        seen = "no answer"
-        while time.monotonic() < deadline:
-            try:
-                # The established connection would pass any firewall.
-                self._connection.reset()
-                seen = self._shell(script).strip()
-                break
-            except (AnsibleConnectionFailure, AnsibleActionFail) as error:
-                seen = str(error)
-                time.sleep(1)
-        if not seen.endswith("committed"):
-            raise AnsibleActionFail(
-                f"role {name}: after the firewall change the controller could not reach the host over a new connection "
-                f"within {seconds} s, so the host takes the change back ({seen}). Check the rule for ssh."
-            )

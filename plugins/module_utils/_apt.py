@@ -134,15 +134,35 @@ def remove(names: Sequence[str]) -> None:
         run(["apt-get", *OPTIONS, "remove", *names], timeout=1800, check="remove packages")
 
 
+def way_back(versions: dict[str, str]) -> tuple[list[str], list[str]]:
+    """What has to be removed, and what installed in which version, for a former set of packages."""
+    now = installed_versions()
+    new = [name for name in now if name not in versions]
+    return new, [f"{name}={version}" for name, version in versions.items() if now.get(name) != version]
+
+
+def cannot_go_back(versions: dict[str, str]) -> str | None:
+    """Why the set of installed packages cannot become what it was, found out without a change; None if it can."""
+    new, old = way_back(versions)
+    if not new and not old:
+        return None
+    outcome = run(["apt-get", *OPTIONS, "-s", "--allow-downgrades", "install", *old, *(f"{name}-" for name in new)])
+    if outcome.rc != 0:
+        words = [line for line in outcome.stderr.splitlines() if line.startswith("E: ")]
+        return "; ".join(words) or f"apt-get returned {outcome.rc}"
+    expected = {name.partition(":")[0] for name in new}
+    gone = {line.split()[1] for line in outcome.stdout.splitlines() if line.startswith("Remv ")}
+    others = sorted(gone - expected)
+    return f"{', '.join(others)} would have to go as well" if others else None
+
+
 def back_to(versions: dict[str, str]) -> None:
     """Brings the set of installed packages back to what it was.
 
     :raises CommandError: when an old version cannot be had any more; apt's output names it.
     """
     repair()
-    now = installed_versions()
-    new = [name for name in now if name not in versions]
-    old = [f"{name}={version}" for name, version in versions.items() if now.get(name) != version]
+    new, old = way_back(versions)
     if new:
         run(["apt-get", *OPTIONS, "remove", *new], timeout=1800, check="remove the new packages again")
     if old:

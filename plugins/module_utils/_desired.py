@@ -211,6 +211,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "facts": {"type": "dict", "default": {}},
         },
     },
+    "history": {"type": "int", "default": 5},
     "lock_timeout": {"type": "int", "default": 300},
 }
 
@@ -470,6 +471,8 @@ def normalise(
     name = arguments["name"]
     if not NAME.match(name):
         raise _fail("name", name, "must be lower-case letters, digits, '-' and '_'")
+    if arguments["history"] < 0:
+        raise _fail("history", arguments["history"], "is no number of changes; 0 keeps none")
     if arguments["state"] == "absent" and arguments["firewall_options"]:
         arguments = {**arguments, "firewall_options": {**arguments["firewall_options"], "enabled": False}}
     sysctl = {str(key).replace("/", "."): " ".join(str(value).split()) for key, value in arguments["sysctl"].items()}
@@ -560,6 +563,7 @@ def normalise(
         "services": [{**entry, "name": unit_name(entry["name"])} for entry in arguments["services"]],
         "validate": [normalise_command("validate", command, rendered) for command in arguments["validate"]],
         "verify": verify,
+        "history": arguments["history"],
         "lock_timeout": arguments["lock_timeout"],
     }
 

@@ -10,21 +10,24 @@ texts, sensitive ones among them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import filecmp
 import json
 import os
 import shutil
-import stat
 import tempfile
 from typing import Any
 
 from ansible_collections.vmfleet.ops.plugins.module_utils._desired import STATE_DIR
-from ansible_collections.vmfleet.ops.plugins.module_utils._durable import fsync_directory, write_durably
+from ansible_collections.vmfleet.ops.plugins.module_utils._durable import fsync_directory, read_json, write_durably
+from ansible_collections.vmfleet.ops.plugins.module_utils._records import kind_of
 
 TRANSACTIONS = f"{STATE_DIR}/transactions"
 ORIGINALS = f"{STATE_DIR}/originals"
 GENERATION = f"{STATE_DIR}/generation"
+# Beside the journal: change, time, and each thing's record before and after.
+NOTE = "note.json"
 
 
 def read_generation() -> str:
@@ -54,19 +57,6 @@ def temporary_name(path: str) -> str:
     """Where the new version of ``path`` waits for its rename; no conf.d pattern matches such a name."""
     directory, name = os.path.split(path)
     return os.path.join(directory, f".{name}.vmfleet-new")
-
-
-def kind_of(path: str) -> str:
-    """absent, file, link, directory or other."""
-    try:
-        mode = os.lstat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return "absent"
-    if stat.S_ISREG(mode):
-        return "file"
-    if stat.S_ISLNK(mode):
-        return "link"
-    return "directory" if stat.S_ISDIR(mode) else "other"
 
 
 def keep_copy(path: str, copy: str) -> None:
@@ -120,12 +110,28 @@ def put_back(copy: str, path: str) -> None:
 
 
 class Journal:
-    """The open transaction of one role on this host."""
+    """The transaction of one role on this host: open, or kept after its commit (see ``_history``).
 
-    def __init__(self, role: str) -> None:
+    What it says of copies is relative to its directory, which is renamed.
+    """
+
+    def __init__(self, role: str, directory: str | None = None) -> None:
         self.role = role
-        self.directory = os.path.join(TRANSACTIONS, role)
+        self.directory = directory or os.path.join(TRANSACTIONS, role)
         self.data: dict[str, Any] = {}
+        # Of a committed transaction: what it made of what.
+        self.note: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, directory: str) -> Journal | None:
+        """The journal in a directory; None where none was completed."""
+        data = read_json(os.path.join(directory, "journal.json"))
+        if data is None:
+            return None
+        journal = cls(data.get("role", os.path.basename(directory)), directory)
+        journal.data = data
+        journal.note = read_json(journal.path(NOTE))
+        return journal
 
     @classmethod
     def scratch(cls, role: str) -> Journal:
@@ -139,20 +145,34 @@ class Journal:
         """A path inside the transaction's directory."""
         return os.path.join(self.directory, *parts)
 
+    def copy(self, key: str) -> str | None:
+        """The path of a copy that the journal has under a key, if there was anything to copy."""
+        return self.path(self.data[key]) if self.data[key] else None
+
     @classmethod
     def pending(cls) -> list[Journal]:
-        """The transactions that were neither committed nor taken back; remains of finished ones are swept away."""
+        """The transactions that were neither committed nor taken back; remains of finished ones are swept away.
+
+        Those of a change that is being taken back lie in a directory of their own, and come newest first.
+        """
         result = []
         for name in sorted(os.listdir(TRANSACTIONS)) if os.path.isdir(TRANSACTIONS) else []:
-            journal = cls(name)
-            if name.startswith(".") or not os.path.exists(journal.path("journal.json")):
+            directory = os.path.join(TRANSACTIONS, name)
+            journal = cls.read(directory)
+            found = [journal] if journal else cls.within(directory)
+            if name.startswith(".") or not found:
                 # Finished, or ended before the journal stood: nothing had been changed yet.
-                shutil.rmtree(journal.directory, ignore_errors=True)
+                shutil.rmtree(directory, ignore_errors=True)
                 continue
-            with open(journal.path("journal.json"), encoding="utf-8") as handle:
-                journal.data = json.load(handle)
-            result.append(journal)
+            result += found
         return result
+
+    @classmethod
+    def within(cls, directory: str) -> list[Journal]:
+        """The transactions of one change, newest first."""
+        there = os.listdir(directory) if os.path.isdir(directory) else []
+        names = sorted((name for name in there if not name.startswith(".")), reverse=True)
+        return [journal for name in names if (journal := cls.read(os.path.join(directory, name)))]
 
     def prepare(self) -> None:
         """Makes the directories; nothing of the host's own is touched."""
@@ -188,10 +208,15 @@ class Journal:
             return False
 
     def close(self) -> None:
-        """The commit point, for a finished change as for one taken back: one rename."""
+        """The commit point, for a finished change that is not kept as for one taken back: one rename."""
         raise_generation()
-        done = os.path.join(TRANSACTIONS, f".{self.role}.done")
+        parent, name = os.path.split(self.directory)
+        done = os.path.join(parent, f".{name}.done")
         shutil.rmtree(done, ignore_errors=True)
         os.rename(self.directory, done)
-        fsync_directory(TRANSACTIONS)
+        fsync_directory(parent)
         shutil.rmtree(done, ignore_errors=True)
+        if parent != TRANSACTIONS:
+            # The directory of a change goes with the last of its transactions.
+            with contextlib.suppress(OSError):
+                os.rmdir(parent)

@@ -47,6 +47,7 @@ class Plan:
             "state": desired["state"],
             "generation": observed["generation"],
             "lock_timeout": desired["lock_timeout"],
+            "history": desired["history"],
             "validate": [],
             "verify": [],
             "packages": {"install": [], "remove": [], "preinstalled": []},

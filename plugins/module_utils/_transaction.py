@@ -18,10 +18,10 @@ import shutil
 import signal
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from ansible_collections.vmfleet.ops.plugins.module_utils import _apt, _ufw
+from ansible_collections.vmfleet.ops.plugins.module_utils import _apt, _history, _ufw
 from ansible_collections.vmfleet.ops.plugins.module_utils._desired import PREINSTALLED, STATE_DIR
 from ansible_collections.vmfleet.ops.plugins.module_utils._durable import fsync_directory
 from ansible_collections.vmfleet.ops.plugins.module_utils._health.runner import prove
@@ -36,11 +36,20 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._journal import (
     ORIGINALS,
     Journal,
     keep_copy,
-    kind_of,
     put_back,
     read_generation,
     same,
     temporary_name,
+)
+from ansible_collections.vmfleet.ops.plugins.module_utils._records import (
+    group_record,
+    is_up,
+    kind_of,
+    observe,
+    service_record,
+    sysctl_path,
+    unit_state,
+    user_record,
 )
 
 # Not below STATE_DIR: check mode takes the lock as well and leaves nothing behind.
@@ -61,7 +70,7 @@ class Interrupted(RuntimeError):
     """The run was asked to end."""
 
 
-def _fail_point(phase: str) -> None:
+def fail_point(phase: str) -> None:
     """Lets the tests kill a run at a given phase, as a power cut or the OOM killer would."""
     if os.environ.get("VMFLEET_FAIL_AT") == phase:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -110,54 +119,6 @@ def owner_ids(entry: dict[str, Any]) -> tuple[int, int]:
     return _account(pwd.getpwnam, entry["owner"], "user"), _account(grp.getgrnam, entry["group"], "group")
 
 
-def unit_state(name: str) -> dict[str, str]:
-    """What systemd says of a unit."""
-    properties = "LoadState,ActiveState,SubState,Result,UnitFileState,InvocationID,NRestarts,NeedDaemonReload,CanReload"
-    answer = run(["systemctl", "show", "-p", properties, "--", name]).stdout
-    return dict(line.split("=", 1) for line in answer.splitlines() if "=" in line)
-
-
-def is_up(state: dict[str, str]) -> bool:
-    """Whether a unit serves."""
-    return state.get("ActiveState") in ("active", "reloading", "refreshing")
-
-
-def _service_record(name: str) -> dict[str, Any]:
-    state = unit_state(name)
-    return {
-        "name": name,
-        "active": is_up(state),
-        "masked": state.get("LoadState") == "masked",
-        "found": state.get("LoadState") not in (None, "not-found"),
-        "enabled": state.get("UnitFileState", ""),
-    }
-
-
-def _user_record(name: str) -> dict[str, Any] | None:
-    try:
-        user = pwd.getpwnam(name)
-    except KeyError:
-        return None
-    return {
-        "uid": user.pw_uid,
-        "gid": user.pw_gid,
-        "home": user.pw_dir,
-        "shell": user.pw_shell,
-        "groups": [group.gr_name for group in grp.getgrall() if name in group.gr_mem],
-    }
-
-
-def _group_record(name: str) -> dict[str, Any] | None:
-    try:
-        return {"gid": grp.getgrnam(name).gr_gid}
-    except KeyError:
-        return None
-
-
-def _sysctl_path(key: str) -> str:
-    return "/proc/sys/" + key.replace(".", "/")
-
-
 def _matches_declaration(entry: dict[str, Any]) -> bool:
     """Whether a file on the host already is as declared (apt may have changed it since the probe)."""
     path, kind = entry["dest"], kind_of(entry["dest"])
@@ -183,6 +144,20 @@ def _missing(path: str) -> list[str]:
     return missing
 
 
+def _concerned(old: dict[str, Any]) -> list[str]:
+    """What a journal's old state is the state of, packages aside, by the names that ``observe`` takes."""
+    return [
+        *(f"file {entry['dest']}" for entry in old["files"]),
+        *(f"directory {entry['path']}" for entry in old["directories"]),
+        *(f"user {name}" for name in old["users"]),
+        *(f"group {name}" for name in old["groups"]),
+        *(f"sysctl {key}" for key in old["sysctl"]),
+        *(f"service {service['name']}" for service in old["services"]),
+        *(f"file {path}" for path in _ufw.STATE_FILES if old["firewall"] is not None),
+        *(f"file {_apt.POLICY}" for _once in range(old["packages"] is not None)),
+    ]
+
+
 class Transaction:
     """One role's change on this host.
 
@@ -192,6 +167,10 @@ class Transaction:
     def __init__(self, payload: dict[str, Any]) -> None:
         self.payload = payload
         self.journal = Journal(payload["name"])
+        # Records of all that is named, as they were.
+        self.before: dict[str, Any] = {}
+        # What the history says of the change.
+        self.made: dict[str, Any] = {}
         self.phase = "journal"
         self.files = payload["files"]
         # Services that were acted upon, as they were when it was done.
@@ -206,8 +185,10 @@ class Transaction:
         :raises TransactionError, CommandError, CheckFailed, OSError, Interrupted: the caller takes back.
         """
         self.enter("journal")
-        self.journal.open(self._old_state())
-        _fail_point("journaled")
+        old = self._old_state()
+        self.before = observe(_concerned(old))
+        self.journal.open(old)
+        fail_point("journaled")
         # ufw takes its rules away itself, so that comes before its own removal.
         firewall_first = bool(self.payload["firewall"]) and "ufw" in self.payload["packages"]["remove"]
         if firewall_first:
@@ -239,7 +220,8 @@ class Transaction:
         for check in self.payload["verify"]:
             prove(check, self._assert_up)
         self._settle()
-        _fail_point("verified")
+        self.made = self._made()
+        fail_point("verified")
 
     def _firewall(self) -> None:
         self.enter("firewall")
@@ -251,7 +233,7 @@ class Transaction:
         self.phase = phase
         if phase != "journal":
             self.journal.mark(phase)
-        _fail_point(phase)
+        fail_point(phase)
 
     def _old_state(self) -> dict[str, Any]:
         """The journal: the state to which everything named in the payload goes back."""
@@ -262,10 +244,22 @@ class Transaction:
             kind = kind_of(entry["dest"])
             if kind in ("directory", "other"):
                 raise TransactionError(f"{entry['dest']} is a {kind}; a file cannot take its place")
-            copy = self.journal.path("old", str(number))
+            copy = f"old/{number}"
             if kind != "absent":
-                keep_copy(entry["dest"], copy)
-            files.append({"dest": entry["dest"], "copy": copy if kind != "absent" else None})
+                keep_copy(entry["dest"], self.journal.path(copy))
+            # Of a file that the role no longer has nothing is known.
+            secret = entry.get("sensitive", True)
+            files.append({"dest": entry["dest"], "copy": copy if kind != "absent" else None, "sensitive": secret})
+        returned = {}
+        for number, entry in enumerate(self.files):
+            if self._returns(entry):
+                returned[self._original(entry)] = copy = f"old/{number}.original"
+                keep_copy(self._original(entry), self.journal.path(copy))
+        if payload["packages"]["preinstalled"]:
+            there = os.path.exists(PREINSTALLED)
+            if there:
+                keep_copy(PREINSTALLED, self.journal.path("old/preinstalled"))
+            files.append({"dest": PREINSTALLED, "copy": "old/preinstalled" if there else None, "sensitive": False})
         directories = [
             {"path": parent, "missing": _missing(parent), "old": None}
             for parent in dict.fromkeys(os.path.dirname(entry["dest"]) for entry in self.files)
@@ -286,12 +280,12 @@ class Transaction:
         packages = payload["packages"]["install"] or payload["packages"]["remove"]
         policy = None
         if packages and os.path.exists(_apt.POLICY):
-            policy = self.journal.path("old", "policy-rc.d")
-            keep_copy(_apt.POLICY, policy)
+            policy = "old/policy-rc.d"
+            keep_copy(_apt.POLICY, self.journal.path(policy))
         sysctl = {}
         for key in payload["sysctl"]:
             try:
-                with open(_sysctl_path(key), encoding="ascii") as handle:
+                with open(sysctl_path(key), encoding="ascii") as handle:
                     sysctl[key] = handle.read().strip()
             except OSError as error:
                 if payload["state"] == "absent":
@@ -306,17 +300,19 @@ class Transaction:
                 for entry in self.files
                 if entry.get("take_over") and not os.path.lexists(self._original(entry))
             ],
+            "returned": returned,
             "directories": directories,
             "packages": _apt.installed_versions() if packages else None,
             "policy": policy,
-            "groups": {group["name"]: _group_record(group["name"]) for group in payload["groups"]},
-            "users": {user["name"]: _user_record(user["name"]) for user in payload["users"]},
-            "namesakes": {user["name"]: _group_record(user["name"]) for user in payload["users"]},
+            "groups": {group["name"]: group_record(group["name"]) for group in payload["groups"]},
+            "users": {user["name"]: user_record(user["name"]) for user in payload["users"]},
+            "namesakes": {user["name"]: group_record(user["name"]) for user in payload["users"]},
             "sysctl": sysctl,
-            "firewall": _ufw.save(self.journal.path("old", "ufw")) if payload["firewall"] else None,
+            "firewall": _ufw.save(self.journal.directory, "old/ufw") if payload["firewall"] else None,
             "services": [
-                {**_service_record(service["name"]), "trigger": service["trigger"]} for service in payload["services"]
+                {**service_record(service["name"]), "trigger": service["trigger"]} for service in payload["services"]
             ],
+            "commands": [command["name"] for command in payload["commands"]],
             "undo": [command.get("undo") for command in payload["commands"]],
         }
 
@@ -336,11 +332,11 @@ class Transaction:
         if not work["install"] and not work["remove"]:
             return
         _apt.forbid_starts()
-        _fail_point("policy")
+        fail_point("policy")
         try:
             _apt.install(work["install"], refresh=any(entry["dest"].startswith("/etc/apt/") for entry in early))
         finally:
-            _apt.allow_starts(self.journal.data["policy"])
+            _apt.allow_starts(self.journal.copy("policy"))
         if work["preinstalled"]:
             with open(PREINSTALLED, "a", encoding="utf-8") as handle:
                 handle.write("".join(f"{name}\n" for name in work["preinstalled"]))
@@ -359,7 +355,7 @@ class Transaction:
     def _accounts(self) -> None:
         for group in self.payload["groups"]:
             options = ["-g", str(group["gid"])] if group.get("gid") is not None else []
-            if _group_record(group["name"]) is None:
+            if group_record(group["name"]) is None:
                 options += ["-r"] if group["system"] else []
                 self.journal.mark(f"group {group['name']}")
                 run(["groupadd", *options, group["name"]], check=f"make group {group['name']}")
@@ -372,7 +368,7 @@ class Transaction:
                     options += [flag, str(user[key])]
             if user["groups"]:
                 options += ["-G", ",".join(user["groups"])]
-            if _user_record(user["name"]) is None:
+            if user_record(user["name"]) is None:
                 options += ["-r"] if user["system"] else []
                 options += [] if user.get("group") else ["-U"]
                 options += ["-m"] if user["create_home"] else ["-M"]
@@ -502,7 +498,7 @@ class Transaction:
                 keep_copy(self._staged(entry), temporary_name(entry["dest"]))
             if entry.get("take_over"):
                 self._keep_original(entry)
-        _fail_point("placed")
+        fail_point("placed")
         for number, entry in enumerate(entries):
             if os.path.lexists(temporary_name(entry["dest"])):
                 os.replace(temporary_name(entry["dest"]), entry["dest"])
@@ -510,16 +506,45 @@ class Transaction:
                 os.unlink(entry["dest"])
             self.swapped.append(entry["dest"])
             if number == 0:
-                _fail_point("swapped-one")
+                fail_point("swapped-one")
         for directory in {os.path.dirname(entry["dest"]) for entry in entries}:
             if os.path.isdir(directory):
                 fsync_directory(directory)
 
-    def forget_originals(self) -> None:
-        """After the commit: what was given back is the host's again, whatever becomes of it."""
+    def commit(self) -> list[str]:
+        """The new state is complete. What it replaced is kept, so that it can be taken back later.
+
+        :returns: what is to be said if that cannot be.
+        """
+        problem = None
+        if self.payload["history"]:
+            committed = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            problem = _history.keep(self.journal, self.payload["change"], {"committed": committed, **self.made})
+        else:
+            self.journal.close()
+        fail_point("committed")
+        # What was given back is the host's again, whatever becomes of it.
         for entry in self.files:
             if self._returns(entry):
                 os.unlink(self._original(entry))
+        _history.forget(self.payload["history"])
+        return [f"role {self.payload['name']}: {problem}"] if problem else []
+
+    def _made(self) -> dict[str, Any]:
+        """Record before and after of each thing that was named, and the commands whose effect stays."""
+        data = self.journal.data
+        before, after = dict(self.before), observe(self.before)
+        if data["packages"] is not None:
+            now = _apt.installed_versions()
+            for name in {*data["packages"], *now}:
+                if data["packages"].get(name) != now.get(name):
+                    before[f"package {name}"], after[f"package {name}"] = data["packages"].get(name), now.get(name)
+        stays = [
+            name
+            for number, (name, undo) in enumerate(zip(data["commands"], data["undo"]))
+            if not undo and self.journal.reached(f"command {number}")
+        ]
+        return {"before": before, "after": after, "stays": stays}
 
     def _keep_original(self, entry: dict[str, Any]) -> None:
         original = self._original(entry)
@@ -530,7 +555,7 @@ class Transaction:
     def _sysctl(self) -> None:
         for key in self.journal.data["sysctl"]:
             value = self.payload["sysctl"][key]
-            with open(_sysctl_path(key), "w", encoding="ascii") as handle:
+            with open(sysctl_path(key), "w", encoding="ascii") as handle:
                 handle.write(value)
 
     def _daemon_reload(self) -> None:
@@ -563,7 +588,7 @@ class Transaction:
             if command["when"] != when or not self._due(command):
                 continue
             self.journal.mark(f"command {number}")
-            _fail_point("command")
+            fail_point("command")
             run_command(command, check=command["name"], pid_file=self.journal.path("running"))
             if (command.get("unless") or command.get("creates")) and self._due(command):
                 raise TransactionError(
@@ -593,7 +618,7 @@ class Transaction:
             elif up and service["trigger"]:
                 # The unit may be another one than when it was looked at.
                 self._act("restart" if state.get("CanReload") == "no" else service["trigger"], name, state)
-                _fail_point("service")
+                fail_point("service")
 
     def _enable(self, name: str, enabled: bool) -> None:
         state = unit_state(name).get("UnitFileState", "")
@@ -656,6 +681,13 @@ def _log_of(unit: str) -> str:
 # -- taking back ----------------------------------------------------------------------------------------------------
 
 
+def former_packages(before: dict[str, Any]) -> dict[str, str]:
+    """The installed packages with those as they were that are among the records of what was before."""
+    moved = {name.partition(" ")[2]: record for name, record in before.items() if name.startswith("package ")}
+    wanted = {**_apt.installed_versions(), **moved}
+    return {name: version for name, version in wanted.items() if version is not None}
+
+
 class _Undo:
     """Restores the state in a journal; every step is tried, whatever becomes of the others."""
 
@@ -663,6 +695,8 @@ class _Undo:
         self.journal = journal
         self.data = journal.data
         self.errors: list[str] = []
+        # Whether a service was acted upon.
+        self.touched = False
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[None]:
@@ -680,32 +714,73 @@ class _Undo:
         if packages:
             with self.step("the package manager of the interrupted run"):
                 _apt.wait_for_end()
+        fail_point("back-commands")
         self._stop_new_services()
         self._undo_commands()
-        changed = self._files()
+        fail_point("back-files")
+        self._files()
+        firewall = self.data["firewall"] if self.journal.reached("firewall") else None
         if packages:
+            fail_point("back-packages")
             with self.step("packages"):
+                if firewall and not firewall["copies"]:
+                    # Without ufw nobody could take its rules out of the kernel.
+                    _ufw.turn_off()
                 _apt.forbid_starts()
-                _apt.back_to(self.data["packages"])
+                former = self._former_packages()
+                if any(_apt.way_back(former)):
+                    self._differed()
+                _apt.back_to(former)
             with self.step("policy-rc.d"):
-                _apt.allow_starts(self.data["policy"])
+                _apt.allow_starts(self.journal.copy("policy"))
             # dpkg may have written while it went back.
-            changed = self._files() or changed
+            self._files()
         for path in self.data["originals"]:
             with self.step(path), contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+        for path, copy in self.data.get("returned", {}).items():
+            with self.step(path):
+                if not os.path.lexists(path):
+                    put_back(self.journal.path(copy), path)
+        fail_point("back-accounts")
         self._accounts()
         self._directories()
         for key, value in self.data["sysctl"].items():
-            with self.step(f"sysctl {key}"), open(_sysctl_path(key), "w", encoding="ascii") as handle:
+            with self.step(f"sysctl {key}"), open(sysctl_path(key), "w", encoding="ascii") as handle:
                 handle.write(value)
+        fail_point("back-firewall")
         with self.step("firewall"):
-            if self.data["firewall"] is not None and self.journal.reached("firewall"):
-                _ufw.restore(self.data["firewall"])
+            if firewall is not None:
+                _ufw.restore(self.journal.directory, firewall)
         with self.step("unit files"):
             run(["systemctl", "daemon-reload"], check="load the unit files")
-        self._services(changed)
+        fail_point("back-services")
+        self._services()
+        if self.journal.note:
+            self._settle()
         return self.errors
+
+    def _differed(self) -> None:
+        """Notes, for the case that this run is killed, that services have something to take up again."""
+        # A disk without room is no reason to leave a file as it is.
+        with contextlib.suppress(OSError):
+            self.journal.mark("put back")
+
+    def _former_packages(self) -> dict[str, str]:
+        """All packages as they were. Of a committed transaction only what it moved: others may have come since."""
+        if not self.journal.note:
+            return dict(self.data["packages"])
+        return former_packages(self.journal.note["before"])
+
+    def _settle(self) -> None:
+        """What ran before runs now, and goes on to: nobody looks at the checks of a state that is gone."""
+        names = [service["name"] for service in self.data["services"] if service["active"] and self.touched]
+        time.sleep(SETTLE if names else 0)
+        for name in names:
+            with self.step(f"service {name}"):
+                state = unit_state(name)
+                if not is_up(state):
+                    raise TransactionError(f"does not run: {state.get('ActiveState')} ({state.get('Result')})")
 
     def _stop_new_services(self) -> None:
         for service in self.data["services"]:
@@ -737,32 +812,30 @@ class _Undo:
                     raise CommandError("undo a command", outcome)
                 self.journal.mark(f"undone {number}")
 
-    def _files(self) -> bool:
-        changed = False
+    def _files(self) -> None:
         for entry in self.data["files"]:
             with self.step(entry["dest"]):
                 temporary = temporary_name(entry["dest"])
                 if os.path.lexists(temporary):
                     os.unlink(temporary)
-                if entry["copy"] is None:
-                    if os.path.lexists(entry["dest"]):
-                        os.unlink(entry["dest"])
-                        changed = True
-                elif not same(entry["copy"], entry["dest"]):
+                copy = self.journal.path(entry["copy"]) if entry["copy"] else None
+                if copy is None and os.path.lexists(entry["dest"]):
+                    self._differed()
+                    os.unlink(entry["dest"])
+                elif copy and not same(copy, entry["dest"]):
+                    self._differed()
                     os.makedirs(os.path.dirname(entry["dest"]), exist_ok=True)
-                    put_back(entry["copy"], entry["dest"])
-                    changed = True
-        return changed
+                    put_back(copy, entry["dest"])
 
     def _accounts(self) -> None:
         for name, record in self.data["users"].items():
             with self.step(f"user {name}"):
-                now = _user_record(name)
+                now = user_record(name)
                 # An account that a package made stays, as it does when a package is removed.
                 if record is None and now is not None and self.journal.reached(f"user {name}"):
                     run(["userdel", name], check=f"remove user {name} again")
                     namesake = self.data["namesakes"][name]
-                    if namesake is not None and _group_record(name) is None:
+                    if namesake is not None and group_record(name) is None:
                         # userdel takes the group of the same name with it, also one that was there before.
                         run(["groupadd", "-g", str(namesake["gid"]), name], check=f"make group {name} again")
                 elif record is not None and now is not None and record != now:
@@ -785,7 +858,7 @@ class _Undo:
                     )
         for name, record in self.data["groups"].items():
             with self.step(f"group {name}"):
-                now = _group_record(name)
+                now = group_record(name)
                 if record is None and now is not None and self.journal.reached(f"group {name}"):
                     run(["groupdel", name], check=f"remove group {name} again")
                 elif record is not None and now is not None and now != record:
@@ -805,8 +878,8 @@ class _Undo:
                         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
                             raise
 
-    def _services(self, changed: bool) -> None:
-        started = self.journal.reached("services")
+    def _services(self) -> None:
+        concerned = self.journal.reached("services") and self.journal.reached("put back")
         for service in self.data["services"]:
             name = service["name"]
             with self.step(f"service {name}"):
@@ -823,9 +896,11 @@ class _Undo:
                 if not service["active"]:
                     continue
                 if not is_up(state):
+                    self.touched = True
                     run(["systemctl", "reset-failed", "--", name])
                     run(["systemctl", "restart", "--", name], check=f"start {name} again")
-                elif service["trigger"] and changed and started:
+                elif service["trigger"] and concerned:
+                    self.touched = True
                     run(["systemctl", "reset-failed", "--", name])
                     if run(["systemctl", service["trigger"], "--", name]).rc != 0:
                         run(["systemctl", "restart", "--", name], check=f"restart {name} on its old configuration")
@@ -843,7 +918,7 @@ def take_back(journal: Journal) -> None:
             f"run tries again; or remove {journal.directory} to keep the host as it is now.",
             phase="take back",
         )
-    _fail_point("taken-back")
+    fail_point("taken-back")
     journal.close()
 
 
@@ -885,10 +960,13 @@ def _secrets(payload: dict[str, Any]) -> Iterator[str]:
                 yield from (f"secret {value}" for value in (part.get("environment") or {}).values())
 
 
-def _wait_for_word(transaction: Transaction, seconds: float, descriptor: int) -> None:
+def wait_for_word(journal: Journal, commit: Callable[[], object], seconds: float, descriptor: int) -> None:
     """Stays behind as a process of its own: commits when the controller reports back, else takes everything back.
 
     This is the dead man's switch of a firewall change: a controller that was locked out cannot say anything.
+
+    :param seconds: how long it waits.
+    :param descriptor: holds the host's lock.
     """
     if os.fork():
         return
@@ -901,19 +979,18 @@ def _wait_for_word(transaction: Transaction, seconds: float, descriptor: int) ->
     try:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if os.path.exists(transaction.journal.path("confirmed")):
-                transaction.journal.close()
-                transaction.forget_originals()
+            if os.path.exists(journal.path("confirmed")):
+                commit()
                 return
             time.sleep(0.05)
-        take_back(transaction.journal)
+        take_back(journal)
     finally:
         os.close(descriptor)
         os._exit(0)
 
 
 @contextlib.contextmanager
-def _orderly_end() -> Iterator[None]:
+def orderly_end() -> Iterator[None]:
     """A lost terminal does not end a change; a request to end takes it back; what is made is readable as declared.
 
     Afterwards the process is as it was: under Mitogen it goes on to other tasks.
@@ -949,7 +1026,7 @@ def carry_out(payload: dict[str, Any], check_mode: bool = False) -> dict[str, An
     payload = _decode(payload)
     redact = Redactor(_secrets(payload))
 
-    with _orderly_end(), host_lock(payload["lock_timeout"]) as descriptor:
+    with orderly_end(), host_lock(payload["lock_timeout"]) as descriptor:
         recovered = [] if check_mode else recover()
         if recovered or read_generation() != payload["generation"]:
             return {"changed": bool(recovered), "stale": True, "recovered": recovered}
@@ -965,13 +1042,10 @@ def carry_out(payload: dict[str, Any], check_mode: bool = False) -> dict[str, An
             raise _failure(transaction, error, redact) from error
         firewall = payload["firewall"]
         if firewall and firewall["risky"]:
-            _wait_for_word(transaction, firewall["confirm"], descriptor)
-            _fail_point("awaiting-word")
+            wait_for_word(transaction.journal, transaction.commit, firewall["confirm"], descriptor)
+            fail_point("awaiting-word")
             return {"changed": True, "awaiting_word": firewall["confirm"]}
-        transaction.journal.close()
-        transaction.forget_originals()
-        _fail_point("committed")
-        return {"changed": True}
+        return {"changed": True, "warnings": transaction.commit()}
 
 
 def _rehearse(transaction: Transaction, redact: Redactor) -> dict[str, Any]:
@@ -1015,7 +1089,7 @@ def _failure(transaction: Transaction, error: Exception, redact: Redactor) -> Tr
     if not os.path.exists(transaction.journal.path("journal.json")):
         shutil.rmtree(transaction.journal.directory, ignore_errors=True)
         return _described(error, redact, transaction.phase, "nothing was changed")
-    _fail_point("take-back")
+    fail_point("take-back")
     try:
         take_back(transaction.journal)
     except TransactionError as second:

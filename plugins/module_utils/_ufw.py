@@ -19,26 +19,33 @@ def is_active() -> bool:
     return run(["iptables", "-n", "-L", "ufw-user-input"]).rc == 0
 
 
-def save(directory: str) -> dict[str, Any]:
-    """Copies the present rules; the answer goes to :func:`restore`."""
-    os.makedirs(directory, exist_ok=True)
+def save(base: str, folder: str) -> dict[str, Any]:
+    """Copies the present rules to a folder below ``base``; the answer goes to :func:`restore`."""
+    os.makedirs(os.path.join(base, folder), mode=0o700, exist_ok=True)
     copies = {}
     for path in STATE_FILES:
         if os.path.exists(path):
-            copies[path] = shutil.copy2(path, os.path.join(directory, path.strip("/").replace("/", "_")))
+            copies[path] = os.path.join(folder, path.strip("/").replace("/", "_"))
+            shutil.copy2(path, os.path.join(base, copies[path]))
     return {"copies": copies, "active": is_active()}
 
 
-def restore(saved: dict[str, Any]) -> None:
+def restore(base: str, saved: dict[str, Any]) -> None:
     """Puts the saved rules back and loads them; a firewall that was off is turned off."""
     if not saved["copies"]:
         return
     for path, copy in saved["copies"].items():
-        shutil.copy2(copy, path + ".vmfleet-new")
+        shutil.copy2(os.path.join(base, copy), path + ".vmfleet-new")
         os.replace(path + ".vmfleet-new", path)
     if saved["active"]:
         run(["ufw", "reload"], check="load the former firewall rules")
     else:
+        turn_off()
+
+
+def turn_off() -> None:
+    """Takes all rules out of the kernel, where there is anything to do it with."""
+    if os.path.exists("/usr/sbin/ufw"):
         run(["ufw", "--force", "disable"], check="turn the firewall off again")
 
 

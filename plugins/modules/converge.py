@@ -490,6 +490,12 @@ options:
         description: Ports and metrics endpoints, as local facts in C(/etc/ansible/facts.d).
         type: dict
         default: {}
+  history:
+    description:
+      - Changes of this host that are kept so that M(vmfleet.ops.rollback) can take them back; V(0) keeps none. A change
+        is all that one run of Ansible does to the host, whatever the roles.
+    type: int
+    default: 5
   lock_timeout:
     description: Seconds to wait for another run that is changing the host.
     type: int

@@ -50,6 +50,11 @@ awaiting_word:
   description: Seconds within which the controller must confirm a firewall change before it is taken back.
   type: int
   returned: after a change that could lock the controller out
+warnings:
+  description: That the change cannot be taken back later, and why.
+  type: list
+  elements: str
+  returned: when that is so
 phase:
   description: The phase that failed.
   type: str

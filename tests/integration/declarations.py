@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
+
+from lab import Host
 
 CONF = "/etc/hello-web.conf"
 DROP_IN = "/etc/systemd/system/hello-web.service.d/vmfleet.conf"
@@ -71,3 +74,27 @@ def firewall(**options: Any) -> dict[str, Any]:
         "firewall": [{"port": 22, "from": ["any"], "comment": "operator"}],
         "firewall_options": {"enabled": True, "confirm_timeout": 8, **options},
     }
+
+
+# All that the role brings to a host, as it is there.
+SNAPSHOT = f"""
+    cat {CONF} {DROP_IN} /srv/hello/noted /etc/vmfleet/checks.d/web.json /etc/ansible/facts.d/vmfleet_web.fact
+    cat {SECRET} /etc/motd /etc/sysctl.d/60-vmfleet-web.conf /proc/sys/net/ipv4/tcp_keepalive_time
+    readlink /etc/hello/link
+    stat -c '%n %U %G %a' {CONF} {SECRET} {DROP_IN} /srv/hello /etc/hello
+    dpkg-query -W hello-web
+    id hello
+    grep -h '^### tuple.*comment' /etc/ufw/user.rules /etc/ufw/user6.rules | sort
+    iptables -S ufw-user-input | sort
+    systemctl is-enabled hello-web
+    systemctl show -p ActiveState,NeedDaemonReload hello-web
+    curl -s http://127.0.0.1:8800/
+    tr '\\0' '\\n' < /proc/$(systemctl show -p MainPID --value hello-web)/environ | grep ROLE
+    ls /usr/sbin/policy-rc.d /etc/hello /etc/systemd/system/hello-web.service.d
+    find /etc /usr /srv -name '*vmfleet-new*'
+    cat /var/lib/vmfleet/roles/web.json
+"""
+
+
+def snapshots(hosts: Sequence[Host]) -> dict[str, str]:
+    return {host.name: host.sh(f"{{ {SNAPSHOT}\n}} 2>&1", check=False) for host in hosts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -175,10 +176,13 @@ def test_secrets_are_seen_nowhere(hosts: list[Host], broken: bool) -> None:
         check=False,
     )
     assert readable == ""
-    assert one[0].sh("find /var/lib/vmfleet -type f | xargs grep -lF -f /run/words", check=False) in (
-        "",
-        "/var/lib/vmfleet/originals/hushed/etc/hushed.conf",
-    )
+    # What may come back is kept for root: the former text, and how to undo a command.
+    kept = one[0].sh("find /var/lib/vmfleet -type f | xargs grep -lF -f /run/words", check=False).split()
+    history = r"/var/lib/vmfleet/history/[^/]+/[^/]+-hushed/(old/\d+|journal\.json)"
+    former = r"/var/lib/vmfleet/originals/hushed/etc/hushed\.conf"
+    assert [path for path in kept if not re.fullmatch(f"{history}|{former}", path)] == []
+    assert not broken or not [path for path in kept if re.fullmatch(history, path)]
+    assert set(one[0].sh("stat -c %a /var/lib/vmfleet/[ho]*/").split()) == {"700"}
     if not broken:
         succeeded(converge(one, secretive(False)), one, changed=False)
         succeeded(converge(one, gone("hushed")), one, changed=True)

@@ -9,9 +9,16 @@ import pytest
 import yaml
 from ansible_collections.vmfleet.ops.plugins.action import load_test as load_test_action
 from ansible_collections.vmfleet.ops.plugins.action import preflight as preflight_action
-from ansible_collections.vmfleet.ops.plugins.module_utils import _desired
+from ansible_collections.vmfleet.ops.plugins.module_utils import _desired, _rollback
 from ansible_collections.vmfleet.ops.plugins.module_utils._health import cli
-from ansible_collections.vmfleet.ops.plugins.modules import converge, fleet_verdict, health, load_test, preflight
+from ansible_collections.vmfleet.ops.plugins.modules import (
+    converge,
+    fleet_verdict,
+    health,
+    load_test,
+    preflight,
+    rollback,
+)
 from ansible_collections.vmfleet.ops.plugins.plugin_utils import _verdict_play
 
 
@@ -38,8 +45,9 @@ def told(options: Mapping[str, Any], nested: str) -> dict[str, Any]:
         (health, cli.ARGUMENT_SPEC),
         (load_test, load_test_action.ARGUMENT_SPEC),
         (preflight, preflight_action.ARGUMENT_SPEC),
+        (rollback, _rollback.ARGUMENT_SPEC),
     ],
-    ids=["converge", "fleet_verdict", "health", "load_test", "preflight"],
+    ids=["converge", "fleet_verdict", "health", "load_test", "preflight", "rollback"],
 )
 def test_the_documentation_is_the_spec(module: Any, spec: Mapping[str, Any]) -> None:
     documented = yaml.safe_load(module.DOCUMENTATION)["options"]

@@ -13,7 +13,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._transaction import _s
 
 def planned(guard: dict[str, Any], **unless: Any) -> Plan:
     command = {"name": "Grant", "unless": {"stdout": "", **unless}, "on_change_of": [], "notify": False}
-    desired = {"name": "db", "state": "present", "lock_timeout": 1, "commands": [command]}
+    desired = {"name": "db", "state": "present", "history": 5, "lock_timeout": 1, "commands": [command]}
     plan = Plan(desired, {"generation": "0", "commands": {0: guard}})
     _plan_commands(plan)
     return plan
