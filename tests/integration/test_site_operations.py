@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab import Host, Run
+import yaml
+from lab import ROOT, Host, Run
 from site_fleet import site
 
 # One host of each kind that tells something of its own.
@@ -187,3 +188,47 @@ def test_load_is_judged_by_goals_and_by_the_run_before(hosts: dict[str, Host], t
     assert problems == worse.results[-1]["result"]["problems"]
     assert any("of the requests failed" in problem and " with 50" in problem for problem in problems), problems
     assert any("there were 1000" in problem for problem in problems), problems
+
+
+def test_the_last_change_of_the_fleet_is_taken_back(hosts: dict[str, Host], tmp_path: Path) -> None:
+    """Balancers, applications and a firewall are changed by one run, and are what they were after the rollback."""
+    variables = {}
+    for name in ("app", "all/platform"):
+        variables.update(yaml.safe_load((ROOT / f"inventories/local/group_vars/{name}.yml").read_text()))
+    new = {
+        "lb_headers": {"X-Trial": "after"},
+        "demo_environment": {**variables["demo_environment"], "VERSION": "2"},
+        "vmfleet_flows": {**variables["vmfleet_flows"], "redis": ["app", "monitoring", "lb"]},
+    }
+    (tmp_path / "new.yml").write_text(yaml.safe_dump(new))
+    reached = {"lb1", "lb2", "api1", "api2", "api3", "cache1"}
+    look = (
+        "cat /etc/nginx/nginx.conf /etc/haproxy/haproxy.cfg /etc/api/api.env /etc/ufw/user.rules 2>&1 | sha256sum; "
+        "curl -sk https://localhost/health -H 'Host: api.supernova.test' -D - -o /dev/null | grep -i trial; "
+        "curl -s http://localhost:8081/ | grep -o 'version[^,]*'; true"
+    )
+    before = {name: hosts[name].sh(look) for name in sorted(reached)}
+    run = site(tmp_path, "-e", f"@{tmp_path / 'new.yml'}")
+    assert run.rc == 0, run.output[-6000:]
+    assert {line["host"] for line in run.results if line["result"].get("changed")} == reached
+    after = {name: hosts[name].sh(look) for name in sorted(reached)}
+    assert all(before[name] != after[name] for name in reached)
+
+    foretold = site(tmp_path, "--check", "--diff", playbook="rollback")
+    assert foretold.rc == 0, foretold.output[-6000:]
+    assert "firewall: former rules" in foretold.output
+    unsaid = site(tmp_path, "-e", "rollback_confirm=production", playbook="rollback")
+    assert unsaid.rc != 0 and "say -e rollback_confirm=local" in unsaid.output
+    assert {name: hosts[name].sh(look) for name in sorted(reached)} == after
+
+    done = site(tmp_path, "-e", "rollback_confirm=local", "-e", "verify_wait=40", playbook="rollback")
+    assert done.rc == 0, done.output[-6000:]
+    assert "Verdict ok" in done.output
+    order = [line["host"] for line in done.results if line["task"] == "Take it back" and line["outcome"] == "ok"]
+    assert order == ["lb1", "lb2", "api1", "api2", "api3", "cache1"]
+    assert {name: hosts[name].sh(look) for name in sorted(reached)} == before
+    again = site(tmp_path)
+    assert again.rc == 0, again.output[-6000:]
+    assert not [line for line in again.results if line["result"].get("changed")]
+    for secret in secrets_of_fleet(hosts):
+        assert secret not in done.output + foretold.output, "a secret is shown"
