@@ -103,7 +103,7 @@ def _move(journal: Journal, change: str, note: dict[str, Any]) -> str:
     os.makedirs(HISTORY, mode=0o700, exist_ok=True)
     os.makedirs(directory, mode=0o700, exist_ok=True)
     fsync_directory(HISTORY)
-    os.rename(journal.directory, os.path.join(directory, f"{_next(os.listdir(directory)):03d}-{journal.role}"))
+    os.rename(journal.directory, os.path.join(directory, f"{_next(os.listdir(directory)):06d}-{journal.role}"))
     return directory
 
 

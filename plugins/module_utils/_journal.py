@@ -16,12 +16,12 @@ import filecmp
 import json
 import os
 import shutil
+import stat
 import tempfile
 from typing import Any
 
 from ansible_collections.vmfleet.ops.plugins.module_utils._desired import STATE_DIR
 from ansible_collections.vmfleet.ops.plugins.module_utils._durable import fsync_directory, read_json, write_durably
-from ansible_collections.vmfleet.ops.plugins.module_utils._records import kind_of
 
 TRANSACTIONS = f"{STATE_DIR}/transactions"
 ORIGINALS = f"{STATE_DIR}/originals"
@@ -57,6 +57,19 @@ def temporary_name(path: str) -> str:
     """Where the new version of ``path`` waits for its rename; no conf.d pattern matches such a name."""
     directory, name = os.path.split(path)
     return os.path.join(directory, f".{name}.vmfleet-new")
+
+
+def kind_of(path: str) -> str:
+    """absent, file, link, directory or other."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "absent"
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISLNK(mode):
+        return "link"
+    return "directory" if stat.S_ISDIR(mode) else "other"
 
 
 def keep_copy(path: str, copy: str) -> None:
@@ -150,10 +163,12 @@ class Journal:
         return self.path(self.data[key]) if self.data[key] else None
 
     @classmethod
-    def pending(cls) -> list[Journal]:
-        """The transactions that were neither committed nor taken back; remains of finished ones are swept away.
+    def pending(cls, sweep: bool = True) -> list[Journal]:
+        """The transactions that were neither committed nor taken back.
 
         Those of a change that is being taken back lie in a directory of their own, and come newest first.
+
+        :param sweep: whether remains of finished ones are swept away.
         """
         result = []
         for name in sorted(os.listdir(TRANSACTIONS)) if os.path.isdir(TRANSACTIONS) else []:
@@ -162,7 +177,8 @@ class Journal:
             found = [journal] if journal else cls.within(directory)
             if name.startswith(".") or not found:
                 # Finished, or ended before the journal stood: nothing had been changed yet.
-                shutil.rmtree(directory, ignore_errors=True)
+                if sweep:
+                    shutil.rmtree(directory, ignore_errors=True)
                 continue
             result += found
         return result

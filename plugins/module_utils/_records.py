@@ -8,24 +8,11 @@ import grp
 import hashlib
 import os
 import pwd
-import stat
 from collections.abc import Iterable
 from typing import Any
 
 from ansible_collections.vmfleet.ops.plugins.module_utils._host import run
-
-
-def kind_of(path: str) -> str:
-    """absent, file, link, directory or other."""
-    try:
-        mode = os.lstat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return "absent"
-    if stat.S_ISREG(mode):
-        return "file"
-    if stat.S_ISLNK(mode):
-        return "link"
-    return "directory" if stat.S_ISDIR(mode) else "other"
+from ansible_collections.vmfleet.ops.plugins.module_utils._journal import kind_of
 
 
 def path_record(path: str) -> dict[str, Any] | None:

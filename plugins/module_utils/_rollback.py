@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible_collections.vmfleet.ops.plugins.module_utils import _apt, _history, _ufw
 from ansible_collections.vmfleet.ops.plugins.module_utils._host import CommandError
-from ansible_collections.vmfleet.ops.plugins.module_utils._journal import TRANSACTIONS, Journal
+from ansible_collections.vmfleet.ops.plugins.module_utils._journal import Journal
 from ansible_collections.vmfleet.ops.plugins.module_utils._plan import SENSITIVE
 from ansible_collections.vmfleet.ops.plugins.module_utils._records import observe
 from ansible_collections.vmfleet.ops.plugins.module_utils._transaction import (
@@ -214,11 +214,7 @@ def roll_back(arguments: dict[str, Any], check_mode: bool, diff: bool) -> dict[s
     """
     with orderly_end(), host_lock(arguments["lock_timeout"]) as descriptor:
         unfinished = _history.unfinished()
-        if check_mode:
-            there = os.listdir(TRANSACTIONS) if os.path.isdir(TRANSACTIONS) else []
-            recovered = sorted(name for name in there if not name.startswith("."))
-        else:
-            recovered = recover()
+        recovered = [journal.role for journal in Journal.pending(sweep=False)] if check_mode else recover()
         changes = _history.changes()
         result: dict[str, Any] = {"changed": bool(recovered), "recovered": recovered, "roles": [], "stays": []}
         if unfinished and arguments["change"] in ("", *unfinished):

@@ -36,6 +36,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._journal import (
     ORIGINALS,
     Journal,
     keep_copy,
+    kind_of,
     put_back,
     read_generation,
     same,
@@ -44,7 +45,6 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._journal import (
 from ansible_collections.vmfleet.ops.plugins.module_utils._records import (
     group_record,
     is_up,
-    kind_of,
     observe,
     service_record,
     sysctl_path,

@@ -46,12 +46,16 @@ unfinished:
   returned: success
 """
 
+import os
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmfleet.ops.plugins.module_utils import _history
 
 
 def main() -> None:
     module = AnsibleModule(argument_spec={}, supports_check_mode=True)
+    if os.geteuid() != 0:
+        module.fail_json(msg="what is kept of changes is for root only; set become: true")
     module.exit_json(changed=False, history=_history.listed(_history.changes()), unfinished=_history.unfinished())
 
 
