@@ -289,7 +289,8 @@ def fill(host: Host, path: str, size: str = "64k", keep: bool = True) -> None:
 def test_full_disk(hosts: list[Host], states: dict[str, dict[str, str]], path: str, room: int, phase: str) -> None:
     """The records' disk full from the start, full while staging, and a full disk where a file has to go."""
     for host in hosts:
-        fill(host, path, "256k")
+        # Kept changes need their room too.
+        fill(host, path, "1m")
         host.sh(f"truncate -s -{room * 4}k {path}/.filler")
     # No upgrade: apt has its own tests.
     big = web(
