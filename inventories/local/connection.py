@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from fleet_settings import settings  # noqa: E402
 
-SECRETS = ("database", "replication", "redis")
+SECRETS = ("backup", "database", "replication", "redis")
 
 fleet = settings()
 variables: dict[str, object] = {
