@@ -105,6 +105,10 @@ def test_every_host_proves_its_health_and_the_fleet_gets_a_verdict(fleet: dict[s
         [*HOSTS, "outside"], "answered"
     )
     assert sum(len(host["checks"]) for host in report["hosts"].values()) >= 150
+    # Also before the timer has made the first one.
+    for name in ("db1", "cache1"):
+        checks = {check["name"]: check["state"] for check in report["hosts"][name]["checks"]}
+        assert checks["the newest snapshot set in main is fresh"] == "ok"
     outside = {check["name"]: check for check in report["hosts"]["outside"]["checks"]}
     for balancer in ("lb1", "lb2"):
         assert outside[f"site api through {balancer} is healthy"]["latency_ms"]["samples"] == 20

@@ -299,6 +299,10 @@ def backup(check: Check, shared: Shared) -> Seen:
                 record = json.load(handle)
             if record.get("failed"):
                 raise CheckFailed(f"the last backup failed: {record['failed']}")
+            if record.get("since") and not record.get("finished"):
+                waited = now - _moment(record["since"])
+                words = f"{check['status']}: no backup has finished yet, for {waited / 3600:.1f} h"
+                return grade(check, round(waited), " s", words)
             finished, size = _moment(record["finished"]), int(record.get("size", 0))
             # What was never verified has had as long for it as there are backups.
             proof = record.get("verified") or record.get("since")
@@ -379,7 +383,8 @@ TYPES = (
         "sharers": Key("list", "The inventory's names of all hosts that share them.", required=True),
     }, "Addresses that hosts share, kept by one of them; the fleet's verdict counts who has them."),
     CheckType("backup", backup, {
-        "status": Key("str", "A JSON file with finished, verified, since (ISO 8601 or seconds), size, failed."),
+        "status": Key("str", "A JSON file with finished, verified, since (ISO 8601 or seconds), size, failed. "
+                      "Until one has finished, its age is counted from since."),
         "path": Key("str", "A pattern for the backup's files instead."),
         "min_size": Key("int", "Bytes that it must have.", 1),
         "max_verified_age": Key("float", "Seconds since it was last verified, at most; only with status."),

@@ -186,7 +186,8 @@ class Physical(Source):
         if code not in (0, 2):
             raise Refused(
                 f"stanza {self.context.host} of pgBackRest: {STATUS.get(code, code)}: {stanza['status']['message']}; "
-                "apply role vmfleet.ops.backup"
+                "apply role vmfleet.ops.backup, or where the repository was emptied say `runuser -u postgres -- "
+                f"pgbackrest --config={self.context.repository.pgbackrest} --stanza={self.context.host} stanza-create`"
             )
         return dict(stanza)
 
