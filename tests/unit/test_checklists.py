@@ -82,7 +82,7 @@ def test_a_list_says_what_is_left() -> None:
 SOUND: dict[str, Any] = {
     "groups": {
         "app": ["a1", "a2", "a3"],
-        **{name: ["h"] for name in ("lb", "db_replica", "pgbouncer", "redis", "monitoring")},
+        **{name: ["h"] for name in ("lb", "db_replica", "pgbouncer", "redis", "backup", "monitoring")},
     },
     "vmfleet_services": {"api": {"port": 8081, "health": "/h", "ready": "/r", "metrics": "/m"}},
     "firewall_state": "present",
@@ -109,6 +109,7 @@ BREAKS: dict[str, dict[str, Any]] = {
     "replica": {"groups": {**SOUND["groups"], "db_replica": []}},
     "pooling": {"groups": {**SOUND["groups"], "pgbouncer": []}},
     "cache": {"groups": {**SOUND["groups"], "redis": []}},
+    "backup": {"groups": {**SOUND["groups"], "backup": []}},
     "monitoring": {"groups": {**SOUND["groups"], "monitoring": []}},
     "service_metrics": {"vmfleet_services": {"api": {"health": "/h", "ready": "/r"}}},
     "service_health": {"vmfleet_services": {"api": {"health": "/h", "metrics": "/m"}}},

@@ -58,7 +58,7 @@ def test_a_sample_is_sound(sample: str) -> None:
     assert status == 0, output
     assert "[WARNING]" not in output, output
     hosts = yaml.safe_load((ROOT / "inventories" / sample / "hosts.yml").read_text())["all"]["children"]
-    assert set(hosts) == {"lb", "app", "db", "pgbouncer", "redis", "monitoring"}
+    assert set(hosts) == {"lb", "app", "db", "pgbouncer", "redis", "backup", "monitoring"}
     assert output.count("ok=1") >= 8
 
 
