@@ -24,6 +24,7 @@ from .model import (
     SEALED,
     VERIFIED,
     Busy,
+    Damaged,
     Manifest,
     NotFound,
     Refused,
@@ -233,14 +234,18 @@ class Engine:
         return manifest
 
     @contextlib.contextmanager
-    def _reported(self, what: str = "") -> Iterator[None]:
-        """Leaves word of a failure for health checks and people, that of a repository which is out of reach too."""
+    def _reported(self, what: str = "", damaged: str = "") -> Iterator[None]:
+        """Leaves word of a failure for health checks and people, that of a repository which is out of reach too.
+
+        :param what: what failed.
+        :param damaged: the same where it is the data's fault, and not that of the way to them.
+        """
         try:
             yield
         except Busy:
             raise
         except FAULTS as error:
-            self.report(failed=f"{what}{error}")
+            self.report(failed=f"{damaged if isinstance(error, Damaged) and damaged else what}{error}")
             raise
 
     def _sweep_after(self, error: Exception) -> None:
@@ -262,7 +267,8 @@ class Engine:
         """
         with self._reported():
             set_id = set_id or self.catalogue.newest().id
-        with self._reported(f"set {set_id} is not sound: "), self.run(wait):
+        what = f"set {set_id} could not be proven: "
+        with self._reported(what, damaged=f"set {set_id} is not sound: "), self.run(wait):
             manifest = self.catalogue.load(set_id)
             proven = {}
             for member in manifest.members:

@@ -93,6 +93,7 @@ class Folder(Source):
         return Member(self.name, self.kind, "cp 1", set_id, "crash", model.now(), model.now(), size, size)
 
     def verify(self, member: Member, thorough: bool) -> dict[str, Any]:
+        self._fails("verify")
         if not os.path.exists(self._stored(member.label)):
             raise Damaged(f"{member.label} is gone")
         return {"thorough": thorough}
@@ -495,7 +496,14 @@ class TestVerify:
         with pytest.raises(Damaged, match="first is gone"):
             place.engine().verify("first")
         assert place.engine().catalogue.load("first").state == "sealed"
-        assert "not sound" in place.status()["failed"]
+        assert place.status()["failed"].startswith("set first is not sound: ")
+
+    def test_what_keeps_it_from_being_proven_is_not_said_of_the_data(self, place: Place) -> None:
+        place.engine().take("first")
+        place.announce(two="verify")
+        with pytest.raises(EngineFailed):
+            place.engine().verify("first")
+        assert place.status()["failed"] == "set first could not be proven: two breaks at verify"
 
 
 class TestRemove:
