@@ -102,8 +102,8 @@ def scenario(name: str) -> tuple[str, str, float]:
     seconds = time.monotonic() - started
     text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
     if code:
-        errors = re.findall(r"^(?:fatal|failed): .*|^\[ERROR\]: .*", text, re.MULTILINE)
-        return name, f"ended with {code}: {shortened(' | '.join(errors))}", seconds
+        errors = re.findall(r"^\[ERROR\]: .*|^ *(?:FAILED|BROKEN)  .*", text, re.MULTILINE)
+        return name, f"ended with {code}: {shortened(' | '.join(dict.fromkeys(errors)))}", seconds
     missing = [step for step in ("converge", "idempotence", "verify") if f"{step}: Executed: Successful" not in text]
     return name, f"did not run {', '.join(missing)}" if missing else "", seconds
 
