@@ -1,6 +1,6 @@
 # Copyright (c) vmfleet.ops maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The controller's half of ``converge``: render, look once, compare, and call the module only if something differs."""
+"""The controller's half of ``converge``: render, look once, compare, and call the host only if something differs."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._probe import (
 )
 from ansible_collections.vmfleet.ops.plugins.plugin_utils import _looks
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._change import change_id, give_word, run_shell
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._engine import call, interpreter
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._warm import warm
 from yaml import YAMLError
 
@@ -233,13 +234,8 @@ class ActionModule(ActionBase):
             {**entry, "content": base64.b64encode(entry["content"]).decode()} if "content" in entry else entry
             for entry in plan.payload["files"]
         ]
-        change = {**plan.payload, "files": files, "change": change_id()}
-        payload = base64.b64encode(json.dumps(change).encode()).decode()
-        outcome: dict[str, Any] = self._execute_module(
-            module_name="vmfleet.ops.converge_apply", module_args={"payload": payload}, task_vars=self._variables
-        )
-        outcome.pop("invocation", None)
-        return outcome
+        request = {**plan.payload, "files": files, "change": change_id(), "check_mode": self._task.check_mode}
+        return call(self, "_transaction.answer", request, interpreter(self._variables))
 
     def _apply(self, plan: Plan, observed: dict[str, Any]) -> dict[str, Any]:
         if not observed["python"]:

@@ -37,6 +37,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._preflight import (
 from ansible_collections.vmfleet.ops.plugins.plugin_utils import _looks
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._arguments import validated
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._checklists import Checklist, load_checklist
+from ansible_collections.vmfleet.ops.plugins.plugin_utils._engine import interpreter
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._fleet_pki import PkiError, check_given
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._role_sources import RoleSource, load_role, own_roles
 from ansible_collections.vmfleet.ops.plugins.plugin_utils._warm import warm
@@ -129,11 +130,6 @@ class ActionModule(ActionBase):
 
     # -- the host itself ----------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _interpreter(variables: dict[str, Any]) -> str:
-        configured = str(variables.get("ansible_python_interpreter", ""))
-        return configured if configured.startswith("/") else "python3"
-
     def _assumed(self, variables: dict[str, Any]) -> dict[str, Any]:
         address = variables.get("vmfleet_address", variables.get("ansible_host"))
         try:
@@ -143,7 +139,7 @@ class ActionModule(ActionBase):
         return assumed_facts(str(variables["inventory_hostname"]), str(address) if address else None)
 
     def _ask(self, variables: dict[str, Any], prefetch: bool) -> tuple[dict[str, Any], list[Problem]]:
-        python = self._interpreter(variables)
+        python = interpreter(variables)
         script = build_script(python, _looks.ASK_ALL) if prefetch else build_script(python)
         answer = self._low_level_execute_command("/bin/sh -s", in_data=script.encode(), executable="/bin/sh")
         if prefetch:

@@ -18,6 +18,8 @@ POLICY = "/usr/sbin/policy-rc.d"
 POLICY_TEXT = "#!/bin/sh\n# vmfleet.ops: services start only once their own configuration stands.\nexit 101\n"
 LISTS = "/var/lib/apt/lists"
 LISTS_MAX_AGE = 3600
+# systemctl's own variable: each package asks for a daemon-reload, and one after the last of them does it.
+NO_RELOADS = {"SYSTEMD_OFFLINE": "1"}
 # apt's and dpkg's own.
 LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock")
 LOCK_WAIT = 300
@@ -105,6 +107,8 @@ def allow_starts(kept: str | None) -> None:
 def install(packages: Sequence[dict[str, Any]], refresh: bool = False) -> None:
     """Installs or moves packages to a version in one transaction.
 
+    The caller reloads systemd's units afterwards, and forbids starts beforehand.
+
     :param packages: ``{name, version, status}``; version may be a glob, status is dpkg's word for the present state.
     :raises CommandError: with apt's output.
     """
@@ -119,12 +123,12 @@ def install(packages: Sequence[dict[str, Any]], refresh: bool = False) -> None:
         options += ["-o", "Dpkg::Options::=--force-confmiss"]
     argv = ["apt-get", *options, "install", *names]
     try:
-        run(argv, timeout=3600, check="install packages")
+        run(argv, timeout=3600, check="install packages", environment=NO_RELOADS)
     except CommandError as error:
         if "404" not in error.outcome.stderr and "Unable to locate" not in error.outcome.stderr:
             raise
         _update(True)
-        run(argv, timeout=3600, check="install packages")
+        run(argv, timeout=3600, check="install packages", environment=NO_RELOADS)
 
 
 def remove(names: Sequence[str]) -> None:

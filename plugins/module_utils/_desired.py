@@ -242,21 +242,36 @@ def _mode(argument: str, mode: str) -> str:
 
 
 def normalise_packages(packages: Iterable[Any]) -> list[dict[str, Any]]:
-    """Names and mappings to ``{name, version, state}``; version is None, an exact version or a glob."""
+    """Names and mappings to ``{name, version, state, first}``.
+
+    version is None, an exact version or a glob; first holds the files that must be there before the package.
+    """
     result = []
     for item in packages:
-        entry = {"name": item} if isinstance(item, str) else dict(item)
-        unknown = set(entry) - {"name", "version", "state"}
+        entry: dict[str, Any] = {"name": item} if isinstance(item, str) else dict(item)
+        unknown = set(entry) - {"name", "version", "state", "first"}
         if unknown:
-            raise _fail("packages", entry, f"has unknown keys {sorted(unknown)}; use name, version, state")
+            raise _fail("packages", entry, f"has unknown keys {sorted(unknown)}; use name, version, state, first")
         name = str(entry.get("name", ""))
         if not PACKAGE.match(name):
             raise _fail("packages", name, "is not the name of a Debian package")
         state = str(entry.get("state", "present"))
         if state not in ("present", "absent"):
             raise _fail(f"packages: {name}: state", state, "is neither present nor absent")
-        version = entry.get("version")
-        result.append({"name": name, "version": None if version is None else str(version), "state": state})
+        version, first = entry.get("version"), entry.get("first") or {}
+        if not isinstance(first, dict):
+            raise _fail(f"packages: {name}: first", first, "is no mapping of paths to texts")
+        result.append(
+            {
+                "name": name,
+                "version": None if version is None else str(version),
+                "state": state,
+                "first": [
+                    plain_file(_absolute(f"packages: {name}: first", path), str(text).encode(), before_packages=True)
+                    for path, text in first.items()
+                ],
+            }
+        )
     return result
 
 
@@ -486,6 +501,8 @@ def normalise(
             raise _fail("units: name", unit["name"], f"has none of the suffixes {', '.join(UNIT_SUFFIXES)}")
         dest = _absolute("units: name", f"/etc/systemd/system/{unit['name']}")
         files.append({**plain_file(dest, rendered(unit)), "notify": True})
+    packages = normalise_packages(arguments["packages"])
+    files += [entry for item in packages if item["state"] == "present" for entry in item["first"]]
     files += sysctl_file(name, sysctl) + announcements(name, arguments["announce"], files)
 
     directories = [
@@ -531,7 +548,6 @@ def normalise(
         if not ACCOUNT.match(entry["name"]):
             raise _fail("users, groups: name", entry["name"], "is not an account name")
 
-    packages = normalise_packages(arguments["packages"])
     declared_names = {item["name"] for item in packages}
     announced = (arguments["announce"] or {}).get("checks") or []
     # What burns slowly (startup: 0) says nothing on a change just made.

@@ -101,14 +101,37 @@ def _plan_packages(plan: Plan) -> list[str]:
                 plan.note(f"package {name}", before, "absent")
             brought.discard(name)
         elif not present or not version_matches(current["version"], version):
+            if name not in declared and not _lay_first(plan, package["first"]):
+                continue
             plan.payload["packages"]["install"].append({"name": name, "version": version, "status": current["status"]})
             plan.note(f"package {name}", before, version or "installed")
-            plan.changed_names.add("packages")
+            if name in declared:
+                plan.changed_names.add("packages")
             if not present:
                 brought.add(name)
                 if name not in declared:
                     plan.payload["packages"]["preinstalled"].append(name)
     return sorted(brought & declared)
+
+
+def _lay_first(plan: Plan, files: list[dict[str, Any]]) -> bool:
+    """Lays down what another role's package must find, or says that this is that role's to settle.
+
+    The files become the other role's once it declares them.
+    """
+    differences = []
+    for entry in files:
+        current = plan.observed["paths"].get(entry["dest"])
+        difference = _file_difference(entry, current)
+        if difference is not None and current is not None:
+            return False
+        differences.append((entry, difference))
+    for entry, difference in differences:
+        if difference is not None:
+            plan.payload["files"].append({**entry, "take_over": False})
+            plan.texts.append(entry)
+            plan.note(f"file {entry['dest']}", *difference)
+    return True
 
 
 def _plan_accounts(plan: Plan) -> None:

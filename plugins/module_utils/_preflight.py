@@ -275,8 +275,9 @@ def merged_packages(declared: Iterable[Any]) -> list[Any]:
         if isinstance(entry, Mapping):
             if entry.get("state", "present") != "present":
                 continue
-            if entry.get("version"):
-                result[name] = {"name": name, "version": str(entry["version"])}
+            said = {key: entry[key] for key in ("version", "first") if entry.get(key)}
+            if said:
+                result[name] = {"name": name, **said}
                 continue
         result.setdefault(name, name)
     return [result[name] for name in sorted(result)]

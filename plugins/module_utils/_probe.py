@@ -58,8 +58,9 @@ def shell_command(command: dict[str, Any], delimiter: str) -> str:
 def build_script(desired: dict[str, Any]) -> str:
     """The probe for one role: sections ``@@<nonce> <title>`` followed by the tools' own output."""
     name = desired["name"]
-    paths = [entry["dest"] for entry in desired["files"]]
-    regular = [entry["dest"] for entry in desired["files"] if entry["state"] == "file"]
+    files = [*desired["files"], *(entry for item in desired["preinstall"] for entry in item["first"])]
+    paths = [entry["dest"] for entry in files]
+    regular = [entry["dest"] for entry in files if entry["state"] == "file"]
     links = [entry["dest"] for entry in desired["files"] if entry["state"] == "link"]
     paths += [entry["path"] for entry in desired["directories"]]
     packages = [entry["name"] for entry in [*desired["packages"], *desired["preinstall"]]]

@@ -2,7 +2,7 @@
 # Copyright (c) vmfleet.ops maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 
-# This is the documentation of the action plugin of the same name; its host side is converge_apply.
+# This is the documentation of the action plugin of the same name; its host side is module_utils/_transaction.py.
 
 from __future__ import annotations
 
@@ -51,8 +51,10 @@ options:
     default: {}
   packages:
     description:
-      - Names of Debian packages, or mappings of C(name), C(version) (exact or a glob, for example V(7:7.0.*)) and
-        C(state) (V(present) or V(absent)). All of them are one apt transaction.
+      - Names of Debian packages, or mappings of C(name), C(version) (exact or a glob, for example V(7:7.0.*)), C(state)
+        (V(present) or V(absent)) and C(first). All of them are one apt transaction.
+      - C(first) maps paths to the text of files that the package must find when it is installed, such as a setting that
+        its scripts go by. They are files of the role like those in O(files).
     type: list
     elements: raw
     default: []
@@ -60,6 +62,7 @@ options:
     description:
       - Packages of other roles of the host, in the form of O(packages), that are installed in the same apt transaction.
         They do not belong to this role; a role that declares one counts it as brought by itself.
+      - One whose C(first) files are there with another text is left to its own role.
     type: list
     elements: raw
     default: []

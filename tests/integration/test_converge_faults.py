@@ -335,8 +335,8 @@ def test_full_disk_while_apt_works(hosts: list[Host], states: dict[str, dict[str
     assert_converges(hosts, states)
 
 
-# With pipelining the module has no arguments, unlike any other Python on the host.
-ENGINE_PROCESS = "-f '^/usr/bin/python3$'"
+# The engine is given to Python on the command line; the shells and sudo around it begin otherwise.
+ENGINE_PROCESS = "-f '^python3 -I -c'"
 
 
 @pytest.mark.parametrize("victim", ["engine", "engine and apt"])

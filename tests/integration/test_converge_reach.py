@@ -229,6 +229,7 @@ def test_rerun_needs_one_execution_and_no_python(hosts: list[Host]) -> None:
     assert run.one(one[0])["changed"] is False
     assert run.output.count("SSH: EXEC ssh") == 1, run.output
     assert "AnsiballZ" not in run.output
+    assert "vmfleet-engine" not in run.output
 
 
 def test_connection_local(hosts: list[Host]) -> None:

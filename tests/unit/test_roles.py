@@ -93,14 +93,14 @@ def test_packages_can_be_installed_ahead_of_the_role(role: Path) -> None:
     """base installs them all in one transaction of apt, from ``__<role>_packages``."""
     tasks = tasks_of(load(role / "tasks/main.yml"))
     name = f"__{role.name}_packages"
-    declared = str(tasks[0]["vmfleet.ops.converge"].get("packages", ""))
-    if role.name == "postgresql":
-        # Its package makes a cluster of its own unless the role's files are there first.
-        assert name not in load(role / "vars/main.yml")
-        return
-    assert name in load(role / "vars/main.yml")
-    declaration = str(tasks[0]["vmfleet.ops.converge"].get("declaration", "")).strip("{} ")
-    assert name in declared or f"{declaration}.packages" in load(role / "vars/main.yml")[name]
+    arguments = tasks[0]["vmfleet.ops.converge"]
+    declaration = str(arguments.get("declaration", "")).strip("{} ")
+    declared = str(arguments.get("packages", ""))
+    if declaration.endswith(".j2"):
+        declared += (role / "templates" / declaration).read_text(encoding="utf-8")
+    variables = load(role / "vars/main.yml")
+    assert name in variables
+    assert name in declared or f"{declaration}.packages" in variables[name]
 
 
 @ROLE

@@ -17,7 +17,7 @@ def dests(normal: dict[str, Any]) -> list[str]:
 
 def test_names_modes_units_and_settings_get_one_form() -> None:
     normal = desired(sysctl={"net/ipv4/ip_local_port_range": "1024  65535"})
-    assert normal["packages"][0] == {"name": "openssh-server", "version": None, "state": "present"}
+    assert normal["packages"][0] == {"name": "openssh-server", "version": None, "state": "present", "first": []}
     assert normal["files"][1]["mode"] == "0600"
     assert [service["name"] for service in normal["services"]] == [
         "hello-web.service",

@@ -355,3 +355,36 @@ def test_how_a_rule_is_added() -> None:
     assert " ".join(_ufw._add({**rule, "proto": "tcp", "port": "80"}, first=True)) == (
         "ufw prepend allow in proto tcp from 10.0.0.1 to any port 80 comment x"
     )
+
+
+SETTING = "/var/lib/hello-more.conf"
+HELLO_MORE = {"name": "hello-more", "first": {SETTING: "make_default = false\n"}}
+
+
+def ahead(host: dict[str, Any]) -> Plan:
+    return in_order(host, preinstall=[HELLO_MORE])
+
+
+def test_what_a_package_of_another_role_must_find_comes_before_it_and_is_not_this_roles(host: dict[str, Any]) -> None:
+    result = ahead(host)
+    assert result.changes == ["file /var/lib/hello-more.conf: root:root 0644", "package hello-more: installed"]
+    assert result.payload["packages"]["preinstalled"] == ["hello-more"]
+    laid = next(entry for entry in result.payload["files"] if entry["dest"] == SETTING)
+    assert (laid["content"], laid["before_packages"], laid["take_over"]) == (b"make_default = false\n", True, False)
+    # The record is in order: it does not name the file.
+    assert manifest_path("case") not in [entry["dest"] for entry in result.payload["files"] if entry is not laid]
+
+
+def test_a_setting_that_is_there_is_left_and_another_one_is_its_roles_to_settle(host: dict[str, Any]) -> None:
+    laid = next(entry for entry in ahead(host).payload["files"] if entry["dest"] == SETTING)
+    there = {"kind": "file", "owner": "root", "group": "root", "mode": "0644", "sha256": laid["sha256"]}
+    host["paths"][SETTING] = there
+    assert ahead(host).changes == ["package hello-more: installed"]
+    host["paths"][SETTING] = {**there, "sha256": "other"}
+    assert not ahead(host).changed
+
+
+def test_the_role_of_the_package_has_the_setting_as_a_file_of_its_own(host: dict[str, Any]) -> None:
+    result = in_order(host, packages=[*IN_ORDER["packages"], HELLO_MORE])
+    assert f"file {SETTING}: root:root 0644" in result.changes
+    assert SETTING in record(packages=[*IN_ORDER["packages"], HELLO_MORE])["files"]

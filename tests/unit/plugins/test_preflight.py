@@ -142,6 +142,8 @@ def test_packages_of_several_roles_are_one_sorted_list() -> None:
     pinned = {"name": "nginx", "version": "1.26*"}
     declared = ["redis-server", pinned, "nginx", {"name": "old", "state": "absent"}, {"name": "curl"}, "redis-server"]
     assert preflight.merged_packages(declared) == ["curl", pinned, "redis-server"]
+    first = {"name": "postgresql-17", "first": {"/etc/a": "b"}}
+    assert preflight.merged_packages(["postgresql-17", first]) == [first]
 
 
 def test_a_port_belongs_to_one_role_of_a_host() -> None:

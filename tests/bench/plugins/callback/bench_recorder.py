@@ -26,7 +26,9 @@ requirements:
   - Has to be enabled.
 """
 
-TRANSFER_MARK = b"_ANSIBALLZ_WRAPPER"
+# Code that is sent to a host: Ansible's wrapper of modules, and the collection's own way to call a function there.
+MODULE_MARK = b"_ANSIBALLZ_WRAPPER"
+CALL_MARK = "vmfleet-engine"
 
 
 class CallbackModule(CallbackBase):
@@ -60,7 +62,8 @@ class CallbackModule(CallbackBase):
             data = kwargs.get("in_data")
             if data is None and method == "exec_command" and len(args) > 1:
                 data = args[1]
-            transfer = method == "put_file" or (data is not None and TRANSFER_MARK in data[:8192])
+            module = data is not None and MODULE_MARK in data[:8192]
+            transfer = method == "put_file" or module or (method == "exec_command" and CALL_MARK in str(args[0]))
             # The connection knows an address only; the worker that it lives in knows whose task this is.
             worker: Any = multiprocessing.current_process()
             event = {
