@@ -30,8 +30,9 @@ ASK_ALL = f"""cd {PROBES} && {{
 names() {{ sed -n "s/^#$1 //p" ./*; }}
 newline='
 '
-VMFLEET_UNITS=$(IFS=$newline; set -f; {ASK_UNITS} $(names u))
-VMFLEET_PACKAGES=$(IFS=$newline; set -f; {ASK_PACKAGES} $(names p))
+units=$(names u) packages=$(names p)
+VMFLEET_UNITS=$(IFS=$newline; set -f; {ASK_UNITS} $units)
+VMFLEET_PACKAGES=$(IFS=$newline; set -f; {ASK_PACKAGES} $packages)
 for i in ./*; do ( . "$i" ); done
 }}"""
 

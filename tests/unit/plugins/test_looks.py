@@ -104,7 +104,9 @@ def test_a_host_keeps_probes_answers_all_of_them_and_forgets_those_of_roles_that
     calls = run_folder / "calls"
     calls.unlink(missing_ok=True)
     looks.keep("db1", sh(looks.ASK_ALL, run_folder))
-    assert len(calls.read_text().splitlines()) == 1
+    asked = calls.read_text().splitlines()
+    assert len(asked) == 1
+    assert asked[0].endswith("-- one.it's.service two.it's.service")
     for name, probe in probes.items():
         assert looks.take("db1", probe), name
     sh(looks.and_keep_it(probes["one"], "one", absent=True), run_folder)
