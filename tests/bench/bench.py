@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import backup
 import balancer
 import check_stack
 import health
@@ -36,6 +37,7 @@ CACHE = ROOT / ".cache" / "bench"
 RESULTS = HERE / "results"
 STACK = HERE / "stack"
 BALANCER = HERE / "balancer"
+BACKUP = HERE / "backup"
 LOCAL = ROOT / "inventories" / "local"
 
 SIZES = (1, 10, 100, 300, 1000)
@@ -476,12 +478,32 @@ def measure_balancer(arguments: argparse.Namespace) -> None:
     write("balancer", {"versions": versions, **found})
 
 
+def measure_backup(arguments: argparse.Namespace) -> None:
+    """A database and a tree of files saved and restored, by our engine, those under it, and shell pipelines."""
+    fleet = Fleet("bench-backup", BACKUP / "inventory")
+    env = {"BENCH_PKI": str(CACHE / "pki" / "backup"), **fleet.env}
+    sizes = {"bench_scale": backup.SCALE * arguments.share, "bench_files": backup.FILES * arguments.share}
+    options = [word for name, size in sizes.items() for word in ("-e", f"{name}={max(1, round(size))}")]
+    job = ansible(
+        "backup", sys.executable, BACKUP / "site.yml", [BACKUP / "inventory"], fleet, options=options, env=env
+    )
+    with standing([fleet], arguments.keep):
+        tell("set up", job.measure("set-up", TIMEOUT_FIRST))
+        found = backup.measure(fleet, arguments.repeat, say)
+    if arguments.share == 1:
+        write("backup", found)
+    else:
+        # No result: of another size, it says nothing on the one that is asked for.
+        say(json.dumps(found))
+
+
 PARTS = {
     "fleet": measure_fleet,
     "stack": measure_stack,
     "scale": measure_scale,
     "health": measure_health,
     "balancer": measure_balancer,
+    "backup": measure_backup,
 }
 
 
@@ -492,7 +514,7 @@ def sizes(text: str) -> list[int]:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="tests/bench/run", description=__doc__)
     top.add_argument(
-        "parts", nargs="*", metavar="PART", help="fleet, stack, scale, health, balancer, table (default: all of them)"
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}, table (default: all of them)"
     )
     top.add_argument("--repeat", type=int, default=5, help="timed runs of each kind (5)")
     top.add_argument(
@@ -505,6 +527,7 @@ def parser() -> argparse.ArgumentParser:
         default=["ours", "stock", "pyinfra"],
         help="tools of the part stack (ours,stock,pyinfra)",
     )
+    top.add_argument("--share", type=float, default=1, help="share of the part backup's full size (1); less tells only")
     top.add_argument("--record", action="store_true", help="scale: record the answers anew")
     top.add_argument("--keep", action="store_true", help="leave the fleets standing")
     return top

@@ -22,7 +22,7 @@ from typing import Any
 
 from .._host import run_command
 from .beside import STAGING, STARTED, Beside
-from .model import Damaged, EngineFailed, Member, Refused, parse_time
+from .model import Damaged, EngineFailed, Member, Refused, Unavailable, parse_time
 from .postgresql_fence import Fence
 from .sources import PATIENCE, Source, Target
 
@@ -37,7 +37,10 @@ RECOVERY = (
     "restore_command",
     *(f"recovery_target{word}" for word in ("", "_time", "_name", "_lsn", "_action", "_timeline")),
 )
-STATUS = {0: "sound", 1: "no stanza", 2: "no backup", 3: "no data", 4: "another cipher", 99: "of mixed state"}
+# pgBackRest's codes for a stanza: those with which one can work, and those by which there is none. All others tell of a
+# repository that it could not read.
+USABLE, MISSING = (0, 2), (1, 3)
+NOT_LATER = "is not later than latest backup label"
 
 
 @dataclass
@@ -180,16 +183,23 @@ class Physical(Source):
         return self.context.command(purpose, argv, user=ACCOUNT).stdout
 
     def _info(self) -> dict[str, Any]:
-        """What the repository has of this stanza. :raises Refused: when there is none that can be read."""
+        """What the repository has of this stanza.
+
+        :raises Refused: when there is none. :raises Unavailable: when the repository could not be read.
+        """
         (stanza,) = json.loads(self._pgbackrest("ask pgBackRest what it has", "info", "--output=json"))
         code = stanza["status"]["code"]
-        if code not in (0, 2):
+        if code in USABLE:
+            return dict(stanza)
+        what = f"stanza {self.context.host} of pgBackRest: "
+        if code in MISSING:
             raise Refused(
-                f"stanza {self.context.host} of pgBackRest: {STATUS.get(code, code)}: {stanza['status']['message']}; "
-                "apply role vmfleet.ops.backup, or where the repository was emptied say `runuser -u postgres -- "
-                f"pgbackrest --config={self.context.repository.pgbackrest} --stanza={self.context.host} stanza-create`"
+                f"{what}{stanza['status']['message']}; apply role vmfleet.ops.backup, or where the repository was "
+                f"emptied say `runuser -u postgres -- pgbackrest --config={self.context.repository.pgbackrest} "
+                f"--stanza={self.context.host} stanza-create`"
             )
-        return dict(stanza)
+        said = " ".join(" ".join(entry["status"]["message"] for entry in stanza.get("repo", [])).split())
+        raise Unavailable(f"{what}{said or stanza['status']['message']}; look at the repository, and try again")
 
     def _system(self) -> str:
         return self._server.ask("SELECT system_identifier FROM pg_control_system()")
@@ -219,8 +229,20 @@ class Physical(Source):
         newest = max((entry["timestamp"]["stop"] for entry in backups if entry["type"] == "full"), default=0)
         old = 0 < self.context.full_days * 86400 <= time.time() - newest
         kind = "full" if full or old else "incr"
-        self._pgbackrest("copy the cluster", "backup", f"--type={kind}")
-        (backup,) = [entry for entry in self._info()["backup"] if entry["label"] not in former]
+        try:
+            self._pgbackrest("copy the cluster", "backup", f"--type={kind}")
+        except EngineFailed as error:
+            # Where a full copy was removed again, as that of a set which failed later, none builds on an earlier one.
+            if kind == "full" or NOT_LATER not in str(error):
+                raise
+            self._pgbackrest("copy the cluster", "backup", "--type=full")
+        made = [entry for entry in self._info()["backup"] if entry["label"] not in former]
+        if len(made) != 1:
+            raise EngineFailed(
+                f"{self.name}: pgBackRest has made one copy, and the repository tells of {len(made)}; look whether "
+                "it keeps what it accepts, and whether somebody else makes copies in it"
+            )
+        (backup,) = made
         if backup.get("error"):
             raise Damaged(f"{self.name}: pages of the cluster do not agree with their checksums; see pgBackRest's log")
         return {"label": backup["label"]}

@@ -1,0 +1,1 @@
+../../../../inventories/local/connection.py
