@@ -10,8 +10,9 @@ docker cp -q "$(dirname "$0")/faulty_store.py" "$store:/usr/local/bin/faulty_sto
 address=$(on "$store" 'hostname -i')
 way="OUTPUT -p tcp -d $address --dport 9000 -j DNAT --to-destination $address:9001"
 straight() {
-    on "$host" "iptables -t nat -D $way" || true
-    on "$store" 'systemctl stop faulty-store' || true
+    # At the exit mostly for the second time.
+    on "$host" "iptables -t nat -D $way 2>/dev/null" || true
+    on "$store" 'systemctl stop faulty-store 2>/dev/null' || true
 }
 trap straight EXIT
 on "$host" 'command -v iptables >/dev/null || apt-get -qq -y install iptables >/dev/null'

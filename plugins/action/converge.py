@@ -229,13 +229,13 @@ class ActionModule(ActionBase):
 
     # -- the change ---------------------------------------------------------------------------------------------
 
-    def _module(self, plan: Plan) -> dict[str, Any]:
+    def _on_host(self, plan: Plan) -> dict[str, Any]:
         files = [
             {**entry, "content": base64.b64encode(entry["content"]).decode()} if "content" in entry else entry
             for entry in plan.payload["files"]
         ]
         request = {**plan.payload, "files": files, "change": change_id(), "check_mode": self._task.check_mode}
-        return call(self, "_transaction.answer", request, interpreter(self._variables))
+        return call(self, "_transaction.answer", request, interpreter(self, self._variables))
 
     def _apply(self, plan: Plan, observed: dict[str, Any]) -> dict[str, Any]:
         if not observed["python"]:
@@ -243,7 +243,7 @@ class ActionModule(ActionBase):
                 f"role {plan.desired['name']}: the host has no python3, which a change needs; install python3-minimal"
             )
         _looks.spoil()
-        return self._module(plan)
+        return self._on_host(plan)
 
     def _rehearse(self, plan: Plan) -> dict[str, Any]:
         """In check mode, validation of the staged files where the host can do it: nothing to install, python3 there."""
@@ -258,5 +258,5 @@ class ActionModule(ActionBase):
         )
         if not (possible and worthwhile):
             return {}
-        outcome = self._module(plan)
+        outcome = self._on_host(plan)
         return {**outcome, "changed": False} if outcome.get("failed") else {}

@@ -139,7 +139,7 @@ class ActionModule(ActionBase):
         return assumed_facts(str(variables["inventory_hostname"]), str(address) if address else None)
 
     def _ask(self, variables: dict[str, Any], prefetch: bool) -> tuple[dict[str, Any], list[Problem]]:
-        python = interpreter(variables)
+        python = interpreter(self, variables)
         script = build_script(python, _looks.ASK_ALL) if prefetch else build_script(python)
         answer = self._low_level_execute_command("/bin/sh -s", in_data=script.encode(), executable="/bin/sh")
         if prefetch:

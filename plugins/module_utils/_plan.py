@@ -1,6 +1,6 @@
 # Copyright (c) vmfleet.ops maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What has to change: the difference between a declaration and a host, as work for the module and as a diff.
+"""What has to change: the difference between a declaration and a host, as work for the host and as a diff.
 
 Pure functions over plain data. Check mode reports the very plan that a real run carries out.
 """
@@ -30,7 +30,7 @@ SENSITIVE = "(sensitive content)\n"
 class Plan:
     """The work of one transaction and the words for it.
 
-    ``payload`` is what the module receives; ``changes`` are short sentences; ``before`` and ``after`` hold the diff of
+    ``payload`` is what the host receives; ``changes`` are short sentences; ``before`` and ``after`` hold the diff of
     everything that is not a file's text; ``texts`` names the files whose text differs.
     """
 

@@ -1020,8 +1020,9 @@ def orderly_end() -> Iterator[None]:
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """:func:`carry_out` for the action: ``check_mode`` is part of the request, and a failure is an answer as well."""
+    check_mode = request.pop("check_mode")
     try:
-        return carry_out(request, check_mode=request.pop("check_mode"))
+        return carry_out(request, check_mode)
     except TransactionError as error:
         return {"failed": True, "msg": str(error), **error.result}
 

@@ -16,6 +16,7 @@ import json
 import re
 import shlex
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
@@ -98,9 +99,10 @@ def _imported(package: str, text: bytes) -> list[str]:
     return [*names, *(name.rpartition(".")[0] for name in names if "." in name)]
 
 
-def interpreter(variables: dict[str, Any]) -> str:
-    """The host's Python: the one that the inventory names, or the first on the path."""
-    configured = str(variables.get("ansible_python_interpreter", ""))
+def interpreter(action: ActionBase, variables: Mapping[str, Any]) -> str:
+    """The Python of an action's host: the one that the inventory names, or the first on the path."""
+    there = variables.get("ansible_delegated_vars", {}).get(action._task.delegate_to, variables)
+    configured = str(action._templar.template(there.get("ansible_python_interpreter", "")))
     return configured if configured.startswith("/") else "python3"
 
 

@@ -67,21 +67,21 @@ class Way:
 
 
 def ours(what: str, source: str, kept: str, seen: str) -> Way:
-    command = "vmfleet-backup"
     return Way(
         name="vmfleet.ops",
         what=what,
-        save=f"{command} snapshot timed --only {source} --full",
-        restore=f"{command} restore timed --only {source} --yes",
+        save=f"vmfleet-backup snapshot timed --only {source} --full",
+        restore=f"vmfleet-backup restore timed --only {source} --yes",
         seen=seen,
-        tidy=f"{command} commit && {command} remove timed",
+        tidy="vmfleet-backup commit && vmfleet-backup remove timed",
         kept=kept,
     )
 
 
 def ways() -> list[Way]:
     """In the order in which they take their turns: what is compared stands side by side."""
-    label = f"{PGBACKREST} info --output=json | python3 -c 'import json, sys; print(json.load(sys.stdin)[0][\"backup\"]"
+    newest = "import json, sys; print(json.load(sys.stdin)[0][\"backup\"][-1][\"label\"])"
+    label = f"$({PGBACKREST} info --output=json | python3 -c '{newest}')"
     dump = f"{AS_POSTGRES} pg_dump bench | gzip | {CIPHER} -out {PLACE}/copy/dump"
     load = f"{CIPHER} -d -in {PLACE}/copy/dump | gunzip | {AS_POSTGRES} psql -Xq -v ON_ERROR_STOP=1 restored >/dev/null"
     return [
@@ -90,7 +90,7 @@ def ways() -> list[Way]:
             "pgBackRest by hand",
             DATABASE,
             f"{PGBACKREST} backup --type=full",
-            f"{PGBACKREST} restore --set=$({label}[-1][\"label\"])') --pg1-path={PLACE}/data --type=immediate"
+            f"{PGBACKREST} restore --set={label} --pg1-path={PLACE}/data --type=immediate"
             f" --target-action=promote --archive-mode=off && {START}",
             ask(5499),
             before=f"install -d -o postgres -m 700 {PLACE}/data",
@@ -189,11 +189,11 @@ def once(host: Host, way: Way, wanted: str) -> dict[str, float]:
 def incremental(host: Host, what: str, source: str, kept: str) -> dict[str, float]:
     """A full copy, a change of one in a hundred, and a second copy: seconds of both, and what each adds in bytes."""
     found: dict[str, float] = {}
-    for name, options in (("full", " --full"), ("incremental", "")):
+    for name, options, change in (("full", " --full", "true"), ("incremental", "", CHANGES[what])):
+        host.run(change)
         size = host.size(kept)
         seconds = host.run(f"vmfleet-backup snapshot {source}-{name} --only {source}{options}")[1]
         found |= {f"{name}_seconds": round(seconds, 2), f"{name}_bytes": host.size(kept) - size}
-        host.run(CHANGES[what])
     return found
 
 

@@ -192,18 +192,20 @@ def backup(result: dict[str, Any]) -> list[str]:
         ]
         for what, found in result["incremental"].items()
     ]
-    files = result["files"]
+    files, target = result["files"], result["target"]
     words = (
         f"A database of {result['database_bytes'] / 1e9:.1f} GB and {files['count']} files of"
         f" {files['bytes'] / 1e6:.0f} MB saved and restored, {result['rounds']} times in turns (medians); in brackets"
-        " how often our time it is:"
+        " how often our time it is. The targets are"
+        f" {target['pipeline']:.0f} or more for pipelines with openssl, {1 / target['by_hand']:.2f} or more by hand:"
     )
+    share = f"the target is less than {target['incremental']:.0%} of a full one"
     return [
         words,
         "",
         *_rows(["", "", "save", "restore", "stored"], rows),
         "",
-        "A second copy, after one in a hundred rows or files was changed:",
+        f"A second copy, after one in a hundred rows or files was changed; {share}:",
         "",
         *_rows(["", "full", "second", "", "full", "second", ""], later),
     ]
