@@ -27,7 +27,6 @@ verify: ## prove that the standing local fleet is healthy; its page is .fleet/*/
 	@$(PLAYBOOK) playbooks/verify.yml $(ARGS)
 
 test: bootstrap ## everything that must hold
-	@scripts/fleet image --release all
 	@scripts/test
 
 check: ## lint, types and unit tests: quick, without containers

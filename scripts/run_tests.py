@@ -6,10 +6,12 @@ A stage that finds nothing to run counts as failed: tests that match no file hav
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
@@ -19,11 +21,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "tests" / "output"
-# What stands together runs at the same time.
-ROUNDS = (("lint", "unit"), ("integration",), ("molecule",))
+# What stands together runs at the same time; each of them waits much.
+ROUNDS = (("images", "lint", "unit"), ("integration", "molecule"))
 # Has work for one processor, for longer than a round: goes on beside them.
 BESIDE = "sanity"
 STAGES = (BESIDE, *(stage for together in ROUNDS for stage in together))
+# Those that are no tests: they are counted only when they fail.
+STATIC = {"images": ("fleet", "image", "--release", "all"), "lint": ("lint",), "sanity": ("sanity",)}
+# Scenarios of Molecule at once, while the integration tests run and alone. More starve each other: what one stops
+# then has work in its hands.
+SCENARIOS = {True: 1, False: 2}
 
 
 @dataclass
@@ -46,11 +53,11 @@ def nothing_ran(stage: str, why: str) -> Tally:
     return Tally(failed=1, failures=[f"{stage}: nothing ran ({why})"])
 
 
-def static(script: str) -> Tally:
-    done = subprocess.run([str(ROOT / "scripts" / script)], cwd=ROOT, capture_output=True, text=True)
+def static(stage: str) -> Tally:
+    script, *arguments = STATIC[stage]
+    done = subprocess.run([str(ROOT / "scripts" / script), *arguments], cwd=ROOT, capture_output=True, text=True)
     print(f"{done.stdout}{done.stderr}", end="", flush=True)
-    # Not counted as a test when it passes: the closing line is about behaviour.
-    return Tally(failed=1, failures=[script]) if done.returncode else Tally()
+    return Tally(failed=1, failures=[stage]) if done.returncode else Tally()
 
 
 def pytest(stage: str, *arguments: str) -> Tally:
@@ -108,7 +115,8 @@ def scenario(name: str) -> tuple[str, str, float]:
     return name, f"did not run {', '.join(missing)}" if missing else "", seconds
 
 
-def molecule(chosen: Sequence[str]) -> Tally:
+def molecule(chosen: Sequence[str], lanes: threading.Semaphore) -> Tally:
+    """``lanes`` has as many as there may be scenarios at once; it may get more meanwhile."""
     names = sorted(path.parent.name for path in ROOT.glob("molecule/*/molecule.yml"))
     unknown = set(chosen) - set(names)
     if unknown:
@@ -117,9 +125,13 @@ def molecule(chosen: Sequence[str]) -> Tally:
     if not names:
         return nothing_ran("molecule", "there is no molecule/*/molecule.yml")
     tally = Tally()
-    # More of them at once starve each other: what a scenario stops then has work in its hands.
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for job in as_completed([pool.submit(scenario, name) for name in names]):
+
+    def in_turn(name: str) -> tuple[str, str, float]:
+        with lanes:
+            return scenario(name)
+
+    with ThreadPoolExecutor(max_workers=max(SCENARIOS.values())) as pool:
+        for job in as_completed([pool.submit(in_turn, name) for name in names]):
             name, wrong, seconds = job.result()
             print(f"  molecule {name:<20} {'FAILED: ' + wrong if wrong else 'passed'} ({seconds:.0f} s)", flush=True)
             if wrong:
@@ -141,12 +153,18 @@ def main() -> int:
     if unknown := set(stages) - set(STAGES):
         parser.error(f"no stage {', '.join(sorted(unknown))}")
     OUTPUT.mkdir(parents=True, exist_ok=True)
+    lanes = threading.Semaphore(SCENARIOS["integration" in stages])
+
+    def integration() -> Tally:
+        tally = pytest("integration", "-n", "2", "--dist", "loadgroup", "--durations=25")
+        lanes.release(SCENARIOS[False] - SCENARIOS[True])
+        return tally
+
     runs: dict[str, Callable[[], Tally]] = {
-        "lint": lambda: static("lint"),
-        "sanity": lambda: static("sanity"),
         "unit": lambda: pytest("unit", "-n", "auto"),
-        "integration": lambda: pytest("integration", "-n", "2", "--dist", "loadgroup", "--durations=25"),
-        "molecule": lambda: molecule(arguments.role),
+        "integration": integration,
+        "molecule": lambda: molecule(arguments.role, lanes),
+        **{name: functools.partial(static, name) for name in STATIC},
     }
 
     def stage(name: str) -> Tally:
@@ -165,7 +183,7 @@ def main() -> int:
                 total.add(tally)
         for job in beside:
             total.add(job.result())
-    if not total.passed + total.failed and set(stages) - {"lint", "sanity"}:
+    if not total.passed + total.failed and set(stages) - set(STATIC):
         total.add(nothing_ran("all stages", "no test at all"))
     for failure in total.failures:
         print(f"FAILED {failure}")

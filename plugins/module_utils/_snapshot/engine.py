@@ -198,7 +198,10 @@ class Engine:
 
     def estimate(self, names: Sequence[str] = ()) -> list[dict[str, Any]]:
         """What a set would hold, with estimated bytes; changes nothing. :raises Refused: as :meth:`take` would."""
-        return [{"source": source.name, "type": source.kind, "size": source.plan()} for source in self.chosen(names)]
+        sources = self.chosen(names)
+        for source in sources:
+            source.plan()
+        return [{"source": source.name, "type": source.kind, "size": source.estimate()} for source in sources]
 
     def take(
         self, set_id: str = "", names: Sequence[str] = (), *, full: bool = False, reason: str = "", wait: float = 0.0

@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Files and folders, by restic.
 
-An index of each tree is taken before and after restic reads it, and kept with the set: what did not change in between
-has to come back as it was, with modes, owners, links and attributes. restic itself proves the content.
+An index of each tree is taken before restic reads it, and kept with the set; a look after it tells what has changed
+meanwhile. All else has to come back as it was, with modes, owners, links and attributes. restic proves the content of
+whatever it reads.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .beside import STAGING, Beside
 from .model import Damaged, Member, Refused, now
 from .restic import Kept, literally
 from .sources import Target
-from .tree import changes, differences, index, is_below, leaves_out, mounted, walk
+from .tree import changes, differences, index, is_below, leaves_out, marks, mounted, walk
 
 INDEX = "index.json"
 
@@ -74,11 +75,8 @@ class Files(Kept):
         fields = dict(line.partition("=")[::2] for line in said.splitlines())
         return [fields.get(name, "") for name in ("LoadState", "ActiveState", "UnitFileState")]
 
-    def plan(self) -> int:
+    def plan(self) -> None:
         self._check()
-        left_out = leaves_out(self.options.exclude)
-        own = [self.context.spool, *self.context.places]
-        size = 0
         for path in self.options.paths:
             if not os.path.lexists(path):
                 raise Refused(f"{self.name}: {path} is not there; make it, or take it off the list")
@@ -87,14 +85,20 @@ class Files(Kept):
             inside = mounted(path)
             if path in inside:
                 raise Refused(f"{self.name}: {path} is a mount point, which no restore can swap; name what is in it")
-            for place in [*inside, *(place for place in own if is_below(place, path))]:
+            if is_below(self.context.spool, path):
+                # The index goes by it, which no exclusion may leave out.
+                raise Refused(f"{self.name}: {path} holds {self.context.spool}; name what is beside that")
+            for place in [*inside, *(place for place in self.context.places if is_below(place, path))]:
                 if not any(is_below(place, pattern) for pattern in self.options.exclude):
                     raise Refused(
                         f"{self.name}: {place} is a mount point or of the backup itself, and cannot be saved with "
                         f"{path}; exclude it"
                     )
-            size += sum(status.st_size for place, status in walk(path, left_out) if status is not None)
-        return size
+
+    def estimate(self) -> int:
+        left_out = leaves_out(self.options.exclude)
+        found = (status for path in self.options.paths for _place, status in walk(path, left_out))
+        return sum(status.st_size for status in found if status is not None)
 
     def _excluded(self) -> Iterator[str]:
         """As restic has it."""
@@ -110,10 +114,10 @@ class Files(Kept):
         folder = self.scratch()
         before = {path: index(path, left_out) for path in self.options.paths}
         with open(f"{folder}/{INDEX}", "w", encoding="ascii") as handle:
-            json.dump(before, handle)
+            handle.write(json.dumps(before))  # json.dump is many times slower
         options = [f"--exclude={pattern}" for pattern in self._excluded()]
         member = self.save(set_id, began, [*self.options.paths, folder], options, consistency="crash")
-        moving = {path: changes(before[path], index(path, left_out)) for path in self.options.paths}
+        moving = {path: changes(before[path], marks(path, left_out)) for path in self.options.paths}
         details = {"folder": folder, "entries": sum(map(len, before.values())), "moving": moving}
         return {"member": dataclasses.asdict(dataclasses.replace(member, details=details))}
 
@@ -127,12 +131,18 @@ class Files(Kept):
         target = self.scratch(".proof")
         self.context.room(target, member.size, f"the files of {member.label}")
         self.restic.restore(member.label, target, "--verify")
-        return self._compare(member.label, member.details, {path: target + path for path in member.details["moving"]})
+        return self._compare(target, member.details, {path: target + path for path in member.details["moving"]})
 
-    def _compare(self, label: str, details: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
-        """Holds restored trees against their index. :raises Damaged: when one is not as it was."""
-        with open(f"{self.fetch(label, details['folder'])}/{INDEX}", encoding="ascii") as handle:
-            wanted = json.load(handle)
+    def _compare(self, target: str, details: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
+        """Holds restored trees against their index, which was restored to ``target``.
+
+        :raises Damaged: when one is not as it was.
+        """
+        try:
+            with open(f"{target}{details['folder']}/{INDEX}", encoding="ascii") as handle:
+                wanted = json.load(handle)
+        except FileNotFoundError:
+            raise Damaged(f"{self.name}: the set does not hold its index") from None
         for path, place in places.items():
             found = index(place) if os.path.lexists(place) else {}
             for name, facts in wanted[path].items():
@@ -169,11 +179,17 @@ class Files(Kept):
         }
 
     def stage(self, choice: dict[str, Any]) -> dict[str, Any]:
+        # The index comes with the first one.
+        wanted = [choice["details"]["folder"]]
         for path in choice["places"]:
             self.context.room(os.path.dirname(path), choice["size"], f"the files of {choice['label']}")
             os.mkdir(path + STAGING, 0o700)
-            self.restic.restore(choice["label"], path + STAGING, "--verify", "--include", literally(path))
-        return self._compare(choice["label"], choice["details"], choice["places"])
+            includes = [f"--include={literally(place)}" for place in [path, *wanted]]
+            # Not read again after it was written: what restic reads it decrypts, by a code of authentication.
+            self.restic.restore(choice["label"], path + STAGING, *includes)
+            wanted = []
+        first = next(iter(choice["places"]))
+        return self._compare(first + STAGING, choice["details"], choice["places"])
 
     def _beside(self, start: Sequence[str]) -> Beside:
         return Beside(self.context, self.options.units, start, self._carry)

@@ -32,6 +32,8 @@ SOCKETS = "/var/run/postgresql"
 POINT = "vmfleet-"
 # Seconds until finished log is in the archive.
 ARCHIVED = 300
+# Seconds between two looks for it.
+PACE = 0.2
 # What a restore leaves in postgresql.auto.conf for the recovery; of no use after it.
 RECOVERY = (
     "restore_command",
@@ -201,25 +203,27 @@ class Physical(Source):
         said = " ".join(" ".join(entry["status"]["message"] for entry in stanza.get("repo", [])).split())
         raise Unavailable(f"{what}{said or stanza['status']['message']}; look at the repository, and try again")
 
-    def _system(self) -> str:
-        return self._server.ask("SELECT system_identifier FROM pg_control_system()")
-
-    def plan(self) -> int:
-        stanza = self._info()
-        system, known = self._system(), {str(entry["system-id"]) for entry in stanza["db"]}
+    def plan(self) -> None:
+        known = {str(entry["system-id"]) for entry in self._info()["db"]}
+        system, tablespaces, archive_command = self._server.ask(
+            "SELECT system_identifier, (SELECT count(*) FROM pg_tablespace), current_setting('archive_command')"
+            " FROM pg_control_system()"
+        ).split("|", 2)
         if system not in known:
             raise Refused(
                 f"the repository holds the cluster {', '.join(sorted(known))} under the name of this host, and "
                 f"{system} runs here: restore that one, or give this one a repository of its own"
             )
-        if self._server.ask("SELECT count(*) FROM pg_tablespace") != "2":
+        if tablespaces != "2":
             raise Refused(
                 "the cluster has tablespaces, which cannot be restored beside the live ones; move their tables"
             )
-        if self._server.ask("SELECT setting FROM pg_settings WHERE name = 'archive_command'") in ("", "/bin/true"):
+        if archive_command in ("", "/bin/true", "(disabled)"):
             raise Refused(
                 "PostgreSQL does not archive its log; commit or undo a restore, or apply role vmfleet.ops.backup"
             )
+
+    def estimate(self) -> int:
         return int(self._server.ask("SELECT sum(pg_database_size(oid)) FROM pg_database"))
 
     def ahead(self, set_id: str, full: bool) -> dict[str, Any]:
@@ -236,7 +240,8 @@ class Physical(Source):
             if kind == "full" or NOT_LATER not in str(error):
                 raise
             self._pgbackrest("copy the cluster", "backup", "--type=full")
-        made = [entry for entry in self._info()["backup"] if entry["label"] not in former]
+        stanza = self._info()
+        made = [entry for entry in stanza["backup"] if entry["label"] not in former]
         if len(made) != 1:
             raise EngineFailed(
                 f"{self.name}: pgBackRest has made one copy, and the repository tells of {len(made)}; look whether "
@@ -245,7 +250,8 @@ class Physical(Source):
         (backup,) = made
         if backup.get("error"):
             raise Damaged(f"{self.name}: pages of the cluster do not agree with their checksums; see pgBackRest's log")
-        return {"label": backup["label"]}
+        (version,) = [entry["version"] for entry in stanza["db"] if entry["id"] == backup["database"]["id"]]
+        return {"backup": backup, "archive": f"{version}-{backup['database']['id']}"}
 
     def mark(self, set_id: str, work: dict[str, Any]) -> dict[str, Any]:
         # The set's moment is a named point in the log.
@@ -260,8 +266,12 @@ class Physical(Source):
         return f"{self.name}: {said}" if said else ""
 
     def finish(self, set_id: str, work: dict[str, Any]) -> Member:
-        self._pgbackrest("wait for the log in the archive", "check", f"--archive-timeout={ARCHIVED}")
-        backup = self._backup(work["label"])
+        system, segment, _switched = self._server.ask(
+            "SELECT system_identifier, pg_walfile_name(:'lsn'), pg_switch_wal() FROM pg_control_system()",
+            variables=[f"lsn={work['lsn']}"],
+        ).split("|")
+        self._wait_for(segment, f"archive/{self.context.host}/{work['archive']}/{segment[:16]}")
+        backup = work["backup"]
         info = backup["info"]
         return Member(
             source=self.name,
@@ -276,7 +286,7 @@ class Physical(Source):
             details={
                 "kind": backup["type"],
                 "needs": backup.get("reference") or [],
-                "system": self._system(),
+                "system": system,
                 "version": self.options.version,
                 "timeline": int(backup["archive"]["stop"][:8], 16),
                 "lsn_start": backup["lsn"]["start"],
@@ -285,6 +295,21 @@ class Physical(Source):
                 "point": f"{POINT}{set_id}",
             },
         )
+
+    def _wait_for(self, segment: str, folder: str) -> None:
+        """Waits until a segment of the log is in this repository, wherever else it is to go.
+
+        :raises EngineFailed: when it does not come in time.
+        """
+        ends = time.monotonic() + ARCHIVED
+        listed = ("repo-ls", f"--filter=^{segment}-[0-9a-f]+", folder)
+        while not self._pgbackrest("look for the log in the archive", *listed).strip():
+            if time.monotonic() >= ends:
+                raise EngineFailed(
+                    f"{self.name}: log {segment} is not in the archive after {ARCHIVED} s; PostgreSQL's own log says "
+                    "what its archive_command met"
+                )
+            time.sleep(PACE)
 
     def _backup(self, label: str) -> dict[str, Any]:
         for entry in self._info()["backup"]:
@@ -316,8 +341,8 @@ class Physical(Source):
     def choose(self, member: Member, members: Sequence[Member], target: Target) -> dict[str, Any]:
         if target.database:
             raise Refused(f"{self.name}: restores whole clusters; for one database use source type postgresql_logical")
-        have = {entry["label"] for entry in self._info()["backup"]}
-        usable = [entry for entry in members if entry.label in have]
+        sizes = {entry["label"]: entry["info"]["size"] for entry in self._info()["backup"]}
+        usable = [entry for entry in members if entry.label in sizes]
         if not usable:
             raise Damaged(f"{self.name}: pgBackRest has none of {', '.join(entry.label for entry in members)} any more")
         timeline = self._timeline(usable[-1].details["system"])
@@ -348,6 +373,7 @@ class Physical(Source):
         places = {data: data + STAGING}
         return {
             "label": chosen.label,
+            "size": sizes[chosen.label],
             "arguments": arguments,
             "system": chosen.details["system"],
             "staging": places[data],
@@ -400,7 +426,7 @@ class Physical(Source):
 
     def stage(self, choice: dict[str, Any]) -> dict[str, Any]:
         staging = choice["staging"]
-        self._room(choice)
+        self.context.room(staging, choice["size"], f"the cluster of {choice['label']}")
         Scratch(self, staging).remove()
         own_folder(staging)
         self._pgbackrest(
@@ -419,17 +445,13 @@ class Physical(Source):
             ).split("|")))  # fmt: skip
             if proven["system"] != choice["system"]:
                 raise Damaged(f"{self.name}: restored system {proven['system']} instead of {choice['system']}")
-            server.ask("".join(f"ALTER SYSTEM RESET {name};\n" for name in RECOVERY))
             # Until commit the log waits: an archive that had a timeline which was then undone would lead others to it.
-            server.ask("ALTER SYSTEM SET archive_command = ''")
+            changes = [*(f"RESET {name}" for name in RECOVERY), "SET archive_command = ''"]
+            server.ask("".join(f"ALTER SYSTEM {change};\n" for change in changes))
         finally:
             server.stop()
         os.unlink(server.log)
         return proven
-
-    def _room(self, choice: dict[str, Any]) -> None:
-        (entry,) = [entry for entry in self._info()["backup"] if entry["label"] == choice["label"]]
-        self.context.room(choice["staging"], entry["info"]["size"], f"the cluster of {choice['label']}")
 
     @property
     def _beside(self) -> Beside:

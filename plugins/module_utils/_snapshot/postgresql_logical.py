@@ -99,8 +99,7 @@ class Logical(Kept):
         query = "SELECT count(*) FROM pg_database WHERE datname = :'name'"
         return self._server.ask(query, variables=[f"name={name}"]) == "1"
 
-    def plan(self) -> int:
-        size = 0
+    def plan(self) -> None:
         for name in self.options.databases:
             if len(name.encode()) > NAME_LENGTH:
                 raise Refused(
@@ -108,9 +107,14 @@ class Logical(Kept):
                 )
             if not self._exists(name):
                 raise Refused(f"{self.name}: there is no database {name!r}; apply role vmfleet.ops.postgresql")
-            size += int(self._server.ask("SELECT pg_database_size(:'name')", variables=[f"name={name}"]))
-        self.context.room(self.context.spool, size, "the dumps")
-        return size
+        self.context.room(self.context.spool, self.estimate(), "the dumps")
+
+    def estimate(self) -> int:
+        query = (
+            "SELECT coalesce(sum(pg_database_size(oid)), 0) FROM pg_database"
+            " WHERE datname IN (SELECT json_array_elements_text(:'names'))"
+        )
+        return int(self._server.ask(query, variables=[f"names={json.dumps(self.options.databases)}"]))
 
     def _tool(self, purpose: str, tool: str, *arguments: str) -> str:
         argv = [f"{self.options.binaries}/{tool}", *arguments]

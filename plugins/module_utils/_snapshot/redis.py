@@ -110,11 +110,13 @@ class Redis(Kept):
         trust = ["--cacert", self.options.ca] if self.options.ca else ["--insecure"]
         return Server(self, ["-p", str(self.options.port), *(["--tls", *trust] if self.options.tls else [])])
 
-    def plan(self) -> int:
-        size = int(self._server.info("memory")["used_memory"])
-        self.context.room(self.context.spool, size, "the snapshot of Redis")
-        self.context.room(self.options.directory, size, "the snapshot of Redis")
-        return size
+    def plan(self) -> None:
+        size = self.estimate()
+        for place in (self.context.spool, self.options.directory):
+            self.context.room(place, size, "the snapshot of Redis")
+
+    def estimate(self) -> int:
+        return int(self._server.info("memory")["used_memory"])
 
     def _begin(self) -> int:
         """Has the server begin a snapshot of this moment. Returns the time of the one before, in seconds since 1970."""

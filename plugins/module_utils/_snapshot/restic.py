@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import json
 import os
 import re
@@ -18,6 +19,9 @@ from .sources import Context, Source, Target
 
 # restic's exit code for a snapshot that lacks what could not be read.
 INCOMPLETE = 3
+# Its words for a lock of somebody else, and for no repository; from 0.17 on exit code 10 says the latter too.
+LOCKED = "already locked"
+ABSENT = ("Is there a repository at the following location", "ended with 10")
 FULL_ID = 64
 
 
@@ -34,6 +38,16 @@ class Restic:
         self.source = source
 
     def _run(self, purpose: str, *arguments: str) -> str:
+        try:
+            return self._call(purpose, *arguments)
+        except EngineFailed as error:
+            if LOCKED not in str(error):
+                raise
+        # Removes those of processes that are gone, and no others.
+        self._call("unlock the restic repository", "unlock")
+        return self._call(purpose, *arguments)
+
+    def _call(self, purpose: str, *arguments: str) -> str:
         place = self.context.repository.restic(self.context.host)
         environment = {
             # Names in the environment, which only root sees, and no secret in either.
@@ -45,9 +59,10 @@ class Restic:
         }
         return self.context.command(purpose, ["restic", *place.options, *arguments], environment=environment).stdout
 
+    @functools.cached_property
     def version(self) -> str:
         """Such as ``restic 0.18.0``."""
-        return " ".join(self._run("ask restic for its version", "version").split()[:2])
+        return " ".join(self._call("ask restic for its version", "version").split()[:2])
 
     def _once(self, what: str) -> bool:
         """Whether it is still to be done in this run: there is one repository for all sources."""
@@ -56,40 +71,20 @@ class Restic:
         self.context.done.add(what)
         return True
 
-    def open(self) -> None:
-        """Makes the repository when there is none, and removes the locks of processes that are gone.
-
-        :raises EngineFailed: also when the key is not its key.
-        """
-        if not self._once("open"):
-            return
-        try:
-            self._run("open the restic repository", "unlock")
-        except EngineFailed as error:
-            # The words of restic for each kind of repository; exit code 10 says the same from 0.17 on.
-            if not any(
-                words in str(error) for words in ("Is there a repository at the following location", "ended with 10")
-            ):
-                raise
-            self._run("make the restic repository", "init")
-
     def save(self, set_id: str, paths: Sequence[str], *options: str) -> dict[str, Any]:
         """Saves files and folders under their own paths. Returns restic's summary, with ``snapshot_id``.
 
-        What went away while it was read is left out.
+        Makes the repository when there is none. What went away while it was read is left out.
         """
         tags = f"set={set_id},source={self.source}"
-        host = self.context.host
+        command = ("backup", "--json", "--host", self.context.host, "--tag", tags, *options, "--", *paths)
         try:
-            shown = self._run(
-                f"save {self.source} with restic",
-                *("backup", "--json", "--host", host, "--tag", tags, *options, "--", *paths),
-            )
+            shown = self._save(*command)
         except EngineFailed as error:
-            outcome = error.__cause__.outcome if isinstance(error.__cause__, CommandError) else None
-            if outcome is None or outcome.rc != INCOMPLETE or not _only_gone(outcome.stderr):
+            if not any(words in str(error) for words in ABSENT):
                 raise
-            shown = outcome.stdout
+            self._call("make the restic repository", "init")
+            shown = self._save(*command)
         summaries = [entry for entry in map(json.loads, shown.splitlines()) if entry.get("message_type") == "summary"]
         if not summaries:
             raise EngineFailed(f"save {self.source} with restic: it told no summary")
@@ -97,6 +92,15 @@ class Restic:
         if len(told) < FULL_ID:  # before 0.15
             told = [entry["id"] for entry in self.snapshots() if entry["id"].startswith(told)][-1]
         return {**summaries[-1], "snapshot_id": told}
+
+    def _save(self, *command: str) -> str:
+        try:
+            return self._run(f"save {self.source} with restic", *command)
+        except EngineFailed as error:
+            outcome = error.__cause__.outcome if isinstance(error.__cause__, CommandError) else None
+            if outcome is None or outcome.rc != INCOMPLETE or not _only_gone(outcome.stderr):
+                raise
+            return outcome.stdout
 
     def snapshots(self) -> list[dict[str, Any]]:
         """All of this source and host."""
@@ -111,7 +115,7 @@ class Restic:
         :raises NotFound: when there is no such snapshot. :raises Damaged: when it cannot be read in full.
         """
         # Before 0.15 it fills them.
-        sparse = ["--sparse"] if _number(self.version()) >= (0, 15) else []
+        sparse = ["--sparse"] if _number(self.version) >= (0, 15) else []
         try:
             self._run(f"restore {self.source} with restic", "restore", snapshot, "--target", target, *sparse, *options)
         except EngineFailed as error:
@@ -156,7 +160,7 @@ def _only_gone(said: str) -> bool:
 class Kept(Source):
     """A source whose copies are snapshots of restic: what all of them have in common."""
 
-    @property
+    @functools.cached_property
     def restic(self) -> Restic:
         return Restic(self.context, self.name)
 
@@ -173,12 +177,11 @@ class Kept(Source):
         details: dict[str, Any] | None = None,
     ) -> Member:
         """Saves paths as the member of a set. ``engine`` is what has made them, if not restic alone."""
-        self.restic.open()
         summary = self.restic.save(set_id, paths, *options)
         return Member(
             source=self.name,
             type=self.kind,
-            engine=", ".join(filter(None, (engine, self.restic.version()))),
+            engine=", ".join(filter(None, (engine, self.restic.version))),
             label=summary["snapshot_id"],
             consistency=consistency,
             began=began,

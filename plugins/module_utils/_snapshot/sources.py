@@ -128,8 +128,12 @@ class Source(abc.ABC):
         return True
 
     @abc.abstractmethod
-    def plan(self) -> int:
-        """Proves that a copy can begin and estimates its bytes; changes nothing. :raises Refused:"""
+    def plan(self) -> None:
+        """Proves that a copy can begin; changes nothing. :raises Refused:"""
+
+    @abc.abstractmethod
+    def estimate(self) -> int:
+        """The bytes that a copy would hold, about, where :meth:`plan` has found that it can begin."""
 
     def ahead(self, set_id: str, full: bool) -> dict[str, Any]:
         """The first step of a copy, what may be done before its moment. ``full`` asks for one that stands alone.

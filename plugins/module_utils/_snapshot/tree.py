@@ -29,6 +29,8 @@ def leaves_out(patterns: Iterable[str]) -> Callable[[str], bool]:
     """Whether a path is left out: by an absolute path as it is, by a name wherever it is, with ``*`` and ``?``."""
     paths = {pattern for pattern in patterns if pattern.startswith("/")}
     names = [pattern for pattern in patterns if not pattern.startswith("/")]
+    if not names:
+        return paths.__contains__
     return lambda path: path in paths or any(fnmatch.fnmatchcase(os.path.basename(path), name) for name in names)
 
 
@@ -37,35 +39,66 @@ def walk(root: str, left_out: Callable[[str], bool] = nothing) -> Iterator[tuple
 
     What goes away meanwhile is passed over.
     """
-    ahead = [root]
-    while ahead:
-        path = ahead.pop()
-        if left_out(path):
-            yield path, None
-            continue
-        try:
-            status = os.lstat(path)
-            names = sorted(os.listdir(path), reverse=True) if stat.S_ISDIR(status.st_mode) else []
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        yield path, status
-        ahead += [os.path.join(path, name) for name in names]
+    try:
+        status = None if left_out(root) else os.lstat(root)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    yield root, status
+    open_folders = [_listed(root)] if status is not None and stat.S_ISDIR(status.st_mode) else []
+    while open_folders:
+        for entry in open_folders[-1]:
+            if left_out(entry.path):
+                yield entry.path, None
+                continue
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            yield entry.path, status
+            if stat.S_ISDIR(status.st_mode):
+                open_folders.append(_listed(entry.path))
+                break
+        else:
+            open_folders.pop()
+
+
+def _listed(folder: str) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder, by name."""
+    try:
+        with os.scandir(folder) as entries:
+            return iter(sorted(entries, key=lambda entry: entry.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return iter(())
+
+
+def _named(root: str, left_out: Callable[[str], bool]) -> Iterator[tuple[str, str, os.stat_result]]:
+    """What :func:`walk` finds that is data, which sockets are not: path relative to ``root``, path and status."""
+    skip = len(root) + 1
+    for path, status in walk(root, left_out):
+        if status is not None and not stat.S_ISSOCK(status.st_mode):
+            yield path[skip:] or ".", path, status
 
 
 def index(root: str, left_out: Callable[[str], bool] = nothing) -> dict[str, Facts]:
-    """All that there is to know of a tree but the content of its files, by path relative to ``root``.
+    """All that there is to know of a tree but the content of its files, by path relative to ``root``, a plain path.
 
-    Sockets are no data. Beside what is compared: ``sparse``, and ``changed``, which differs after any change.
+    Beside what is compared: ``sparse``, and ``changed``, see :func:`marks`.
     """
     found: dict[str, Facts] = {}
     first: dict[tuple[int, int], str] = {}
-    for path, status in walk(root, left_out):
-        if status is None or stat.S_ISSOCK(status.st_mode):
-            continue
-        name = os.path.relpath(path, root)
+    for name, path, status in _named(root, left_out):
         with contextlib.suppress(FileNotFoundError):
             found[name] = _facts(path, name, status, first)
     return found
+
+
+def _mark(status: os.stat_result) -> list[int]:
+    return [status.st_ino, status.st_ctime_ns]
+
+
+def marks(root: str, left_out: Callable[[str], bool] = nothing) -> dict[str, list[int]]:
+    """Of everything in a tree what differs after any change of it, by the names of :func:`index`."""
+    return {name: _mark(status) for name, _path, status in _named(root, left_out)}
 
 
 def _facts(path: str, name: str, status: os.stat_result, first: dict[tuple[int, int], str]) -> Facts:
@@ -88,7 +121,7 @@ def _facts(path: str, name: str, status: os.stat_result, first: dict[tuple[int, 
         "twin": first.setdefault((status.st_dev, status.st_ino), name) if linked else name,
         "xattrs": _attributes(path),
         "sparse": regular and status.st_size >= 4096 and status.st_blocks * 512 < status.st_size,
-        "changed": [status.st_ino, status.st_ctime_ns],
+        "changed": _mark(status),
     }
 
 
@@ -103,9 +136,10 @@ def _attributes(path: str) -> dict[str, str]:
     return {name: hashlib.sha256(value).hexdigest() for name, value in sorted(values.items())}
 
 
-def changes(before: Mapping[str, Facts], after: Mapping[str, Facts]) -> list[str]:
-    """What was not the same all the time between two looks at one tree."""
-    return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+def changes(before: Mapping[str, Facts], after: Mapping[str, list[int]]) -> list[str]:
+    """What was not the same all the time from an index of a tree to :func:`marks` of it."""
+    gone_or_changed = [name for name, facts in before.items() if after.get(name) != facts["changed"]]
+    return sorted([*gone_or_changed, *(after.keys() - before.keys())])
 
 
 def differences(wanted: Mapping[str, Facts], found: Mapping[str, Facts], moving: Collection[str]) -> list[str]:

@@ -68,8 +68,10 @@ class Folder(Source):
         if self.options.breaks == step:
             raise EngineFailed(f"{self.name} breaks at {step}")
 
-    def plan(self) -> int:
+    def plan(self) -> None:
         self._fails("plan")
+
+    def estimate(self) -> int:
         return os.path.getsize(self.options.path)
 
     def fence(self, seconds: float) -> dict[str, Any]:
@@ -89,7 +91,7 @@ class Folder(Source):
 
     def finish(self, set_id: str, work: dict[str, Any]) -> Member:
         self._fails("copy")
-        size = self.plan()
+        size = self.estimate()
         return Member(self.name, self.kind, "cp 1", set_id, "crash", model.now(), model.now(), size, size)
 
     def verify(self, member: Member, thorough: bool) -> dict[str, Any]:
@@ -779,7 +781,9 @@ class TestWhereARecoveryBegins:
         (data / "pg_wal" / "00000002.history").write_text("1\t0/400\tbefore 2026\n")
         options = postgresql.Options("17", "main", 5432, "primary", str(data), "/etc")
         cluster = Physical("postgresql", options, place.engine().context)
-        monkeypatch.setattr(cluster, "_info", lambda: {"backup": [{"label": label} for label, _, _ in self.COPIES]})
+        monkeypatch.setattr(
+            cluster, "_info", lambda: {"backup": [{"label": label, "info": {"size": 1}} for label, _, _ in self.COPIES]}
+        )
         monkeypatch.setattr(cluster, "_timeline", lambda system: 2)
         return cluster
 

@@ -31,8 +31,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def context(tmp_path: Path) -> Context:
-    repository = LocalPath("main", Key("/key", "id", b"mac"), {"path": str(tmp_path / "repository")})
-    return Context("host", repository, str(tmp_path / "spool"), lambda line: None, 0, [str(tmp_path / "repository")])
+    repository = LocalPath("main", Key("/key", "id", b"mac"), {"path": str(tmp_path / "kept" / "repository")})
+    return Context("host", repository, str(tmp_path / "spool"), lambda line: None, 0, [repository.options["path"]])
 
 
 class TestIndex:
@@ -71,7 +71,7 @@ class TestIndex:
         (root / "folder" / "late").touch()
         with (root / "folder" / "twin").open("a") as handle:
             handle.write("more")
-        moving = tree.changes(before, tree.index(str(root)))
+        moving = tree.changes(before, tree.marks(str(root)))
         assert moving == ["file", "folder", "folder/late", "folder/twin"]
         (root / "folder" / "late").rename(root / "folder" / "came and went")
         assert tree.differences(before, tree.index(str(root)), moving) == []
@@ -171,11 +171,12 @@ class TestBeside:
         (["{root}/nonesuch"], [], "nonesuch is not there"),
         (["{root}/link"], [], "is a link; name what it leads to"),
         (["/proc"], [], "is a mount point"),
-        (["{parent}"], [], "spool is a mount point or of the backup itself"),
-        (["{parent}"], ["{parent}/spool"], "repository is a mount point or of the backup itself"),
+        (["{parent}"], ["{parent}/spool"], "spool; name what is beside that"),
+        (["{parent}/kept"], [], "repository is a mount point or of the backup itself"),
     ],
 )
 def test_what_cannot_be_restored_is_not_saved(root: Path, paths: list[str], exclude: list[str], words: str) -> None:
+    (root.parent / "kept").mkdir()
     paths, exclude = ([text.format(root=root, parent=root.parent) for text in texts] for texts in (paths, exclude))
     with pytest.raises(Refused, match=words):
         Files("files", Options(paths, exclude), context(root.parent)).plan()
@@ -183,8 +184,8 @@ def test_what_cannot_be_restored_is_not_saved(root: Path, paths: list[str], excl
 
 def test_what_is_excluded_is_not_counted_and_stays(root: Path) -> None:
     source = Files("files", Options([str(root)], ["file", "twin"]), context(root.parent))
-    whole = Files("files", Options([str(root)]), context(root.parent)).plan()
-    assert whole - source.plan() == 14
+    whole = Files("files", Options([str(root)]), context(root.parent)).estimate()
+    assert whole - source.estimate() == 14
     new = root.parent / "new"
     (new / "folder").mkdir(parents=True)
     os.utime(new, (1, 1))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import run_tests
+
+LANES = threading.Semaphore(2)
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +49,8 @@ def test_a_stage_without_tests_fails(project: Path, source: str) -> None:
 
 def test_missing_stages_fail(project: Path) -> None:
     assert run_tests.pytest("integration").failed == 1
-    assert run_tests.molecule([]).failed == 1
-    assert run_tests.molecule(["nowhere"]).failed == 1
+    assert run_tests.molecule([], LANES).failed == 1
+    assert run_tests.molecule(["nowhere"], LANES).failed == 1
 
 
 def scenario_that(project: Path, output: str, code: int) -> str:
@@ -65,13 +68,13 @@ STEPS = [f"redis ➜ \x1b[33m{step}\x1b[0m: Executed: Successful" for step in ("
 
 def test_a_scenario_passes_when_all_its_steps_ran(project: Path) -> None:
     scenario_that(project, "\n".join(STEPS), 0)
-    assert run_tests.molecule([]) == run_tests.Tally(passed=1)
+    assert run_tests.molecule([], LANES) == run_tests.Tally(passed=1)
 
 
 @pytest.mark.parametrize(("output", "code"), [("\n".join(STEPS), 1), ("\n".join(STEPS[:2]), 0), ("", 0)])
 def test_a_scenario_fails_otherwise(project: Path, output: str, code: int) -> None:
     scenario_that(project, output, code)
-    tally = run_tests.molecule([])
+    tally = run_tests.molecule([], LANES)
     assert (tally.passed, tally.failed) == (0, 1)
 
 
