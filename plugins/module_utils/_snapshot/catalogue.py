@@ -52,8 +52,8 @@ class Catalogue:
         return sorted((self.load(set_id) for set_id in self.ids()), key=lambda manifest: (manifest.sealed, manifest.id))
 
     def newest(self) -> Manifest:
-        """:raises NotFound: when there is none."""
-        found = self.all()
+        """The newest that saves the host. :raises NotFound: when there is none."""
+        found = [manifest for manifest in self.all() if not manifest.is_archive]
         if not found:
             raise NotFound("there is no set at all; make one with `vmfleet-backup snapshot`")
         return found[-1]

@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     remove = commands.add_parser("remove", help="remove sets")
     remove.add_argument("set", nargs="+")
 
+    archive = commands.add_parser("archive", help="have old files go, when they were proven to be archived")
+    archive.add_argument("name", nargs="*", help="archives; by default all of this host")
+
     prune = commands.add_parser("prune", help="remove the sets that no rule keeps, and tell why the others stay")
     prune.add_argument("--dry-run", action="store_true", help="only tell")
     return parser
@@ -97,6 +100,10 @@ def _conclude(engine: Engine, given: argparse.Namespace) -> Any:
     return {"set": entry["set"], "sources": sorted(entry["choices"])}
 
 
+def _archive(engine: Engine, given: argparse.Namespace) -> Any:
+    return engine.archive(given.name, given.wait)
+
+
 def _remove(engine: Engine, given: argparse.Namespace) -> Any:
     return engine.remove(given.set, given.wait)
 
@@ -117,6 +124,7 @@ COMMANDS: dict[str, Callable[[Engine, argparse.Namespace], Any]] = {
     "restore": _restore,
     "commit": _conclude,
     "undo": _conclude,
+    "archive": _archive,
     "remove": _remove,
     "prune": _prune,
 }

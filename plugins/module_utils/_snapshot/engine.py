@@ -10,7 +10,6 @@ import datetime
 import fcntl
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,12 +18,16 @@ from typing import Any
 from .._durable import read_json, write_durably, write_textfile
 from .._host import end_orphan
 from . import hold
+from .archive import Archive
+from .beside import remove
 from .catalogue import Catalogue
 from .model import (
+    ID_LENGTH,
     SEALED,
     VERIFIED,
     Busy,
     Damaged,
+    HostFailed,
     Manifest,
     NotFound,
     Refused,
@@ -107,7 +110,9 @@ class Engine:
         unknown = sorted(set(names) - known)
         if unknown:
             raise Refused(f"no source {', '.join(unknown)} on this host; it has {', '.join(sorted(known)) or 'none'}")
-        found = [source for source in self.sources if not names or {source.name, source.kind} & set(names)]
+        if names:
+            return [source for source in self.sources if {source.name, source.kind} & set(names)]
+        found = [source for source in self.sources if not source.apart]
         if not found:
             raise Refused(f"no role of this host has announced anything to save in {BACKUP_DIR}")
         return found
@@ -120,6 +125,7 @@ class Engine:
         is not ``sweeping`` leaves the repository alone, also what was left there.
 
         :raises Busy: when another run goes on for longer than ``wait`` seconds.
+        :raises HostFailed: for what the system refuses.
         """
         os.makedirs(STATE, mode=0o755, exist_ok=True)
         os.makedirs(self.context.spool, mode=0o711, exist_ok=True)
@@ -139,6 +145,8 @@ class Engine:
             try:
                 self._settle(self.context.pid_file, set_of, sweeping)
                 yield
+            except OSError as error:
+                raise HostFailed(f"{error.filename or self.context.spool}: {error.strerror or error}") from error
             finally:
                 self.context.pid_file = None
                 self._clear_spool()
@@ -178,7 +186,7 @@ class Engine:
 
     def _clear_spool(self) -> None:
         for name in os.listdir(self.context.spool):
-            shutil.rmtree(os.path.join(self.context.spool, name))
+            remove(os.path.join(self.context.spool, name))
 
     def sweep(self) -> None:
         """Removes what belongs to no sealed set. One that cannot be read may need anything: then nothing is removed."""
@@ -282,6 +290,40 @@ class Engine:
             self.report(manifest)
         return manifest, proven
 
+    def archive(self, names: Sequence[str] = (), wait: float = 0.0) -> list[dict[str, Any]]:
+        """Has old files go: they are archived, proven by a restore, and then removed from the host.
+
+        :param names: of archives; by default all that something is due of.
+        :return: of each set that was made its id, ``archived``, ``removed`` and ``left``, numbers of files.
+        :raises SnapshotError: then nothing of that archive was removed.
+        """
+        outcomes = []
+        archives = [source for source in self.sources if isinstance(source, Archive)]
+        unknown = sorted(set(names) - {source.name for source in archives})
+        if unknown:
+            known = ", ".join(source.name for source in archives)
+            raise Refused(f"there is no archive {', '.join(unknown)}; this host has {known or 'none'}")
+        for source in archives:
+            if source.name not in names and (names or not any(source.due().values())):
+                continue
+            set_id = f"{new_id()}-{source.name}"[:ID_LENGTH]
+            made = self.take(set_id, [source.name], reason=f"archive {source.name}", wait=wait)
+            try:
+                made, _proven = self.verify(set_id, thorough=True, wait=wait)
+            except FAULTS:
+                # All of it is still on the host, and the next run makes another one.
+                with contextlib.suppress(*FAULTS):
+                    self.remove([set_id], wait)
+                raise
+            (member,) = made.members
+            fail_point("archived")
+            with self._reported(f"archive {source.name}: "), self.run(wait):
+                removed, left = source.clear(member)
+            archived = member.details["entries"]
+            self.say(f"{source.name}: {archived} archived, {removed} removed, {left} changed meanwhile and left")
+            outcomes.append({"set": made.id, "archived": archived, "removed": removed, "left": left})
+        return outcomes
+
     def remove(self, set_ids: Sequence[str], wait: float = 0.0) -> list[str]:
         """Removes sets and what only they need. Returns those that were there.
 
@@ -290,8 +332,9 @@ class Engine:
         with self.run(wait):
             sets = self.catalogue.all()
             gone = [manifest for manifest in sets if manifest.id in set_ids]
-            left = [manifest for manifest in sets if manifest.id not in set_ids]
-            if left and any(manifest.verified for manifest in gone) and not any(manifest.verified for manifest in left):
+            left = [manifest for manifest in sets if manifest not in gone and not manifest.is_archive]
+            proven = [manifest for manifest in sets if manifest.verified and not manifest.is_archive]
+            if left and proven and not any(manifest in left for manifest in proven):
                 raise Refused("this would remove the last set that was proven; verify another one first")
             self._forget(gone)
         return [manifest.id for manifest in gone]
@@ -313,10 +356,19 @@ class Engine:
         return self._judged(self.catalogue.all())
 
     def _judged(self, sets: Sequence[Manifest]) -> dict[str, list[str]]:
-        if self.keep is None:
-            return {manifest.id: ["there is no rule"] for manifest in sets}
         present = datetime.datetime.now(datetime.timezone.utc)
-        return judge(sets, self.keep, [source.name for source in self.sources], present)
+        ordinary = [manifest for manifest in sets if not manifest.is_archive]
+        if self.keep is None:
+            judged = {manifest.id: ["there is no rule"] for manifest in ordinary}
+        else:
+            judged = judge(ordinary, self.keep, [source.name for source in self.sources], present)
+        days = {source.name: source.options.keep_days for source in self.sources if isinstance(source, Archive)}
+        for manifest in (manifest for manifest in sets if manifest.is_archive):
+            # One that nobody is left to tell of stays.
+            limit = max(days.get(member.source, 0) for member in manifest.members)
+            over = limit and present - parse_time(manifest.sealed) > datetime.timedelta(days=limit)
+            judged[manifest.id] = [] if over else ["an archive"]
+        return judged
 
     def prune(self, wait: float = 0.0) -> dict[str, list[str]]:
         """Removes the sets that no rule keeps, and what only they need. Returns what :meth:`judge` said of all."""
@@ -440,7 +492,11 @@ class Engine:
     # Records for people and monitoring
 
     def report(self, manifest: Manifest | None = None, failed: str = "") -> None:
-        """Leaves the status that health checks read, and metrics. A failure keeps the times of the last good set."""
+        """Leaves the status that health checks read, and metrics. A failure keeps the times of the last good set; an
+        archive is none.
+        """
+        if manifest is not None and manifest.is_archive:
+            return
         statuses = {name: _status(name) for name in self.all_repositories}
         status = statuses[self.repository.name]
         status.update(failed=failed, checked=now())

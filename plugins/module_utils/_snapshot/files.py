@@ -21,7 +21,7 @@ from .beside import STAGING, Beside
 from .model import Damaged, Member, Refused, now
 from .restic import Kept, literally
 from .sources import Target
-from .tree import changes, differences, index, is_below, leaves_out, marks, mounted, walk
+from .tree import Facts, changes, differences, index, is_below, leaves_out, marks, mounted, walk
 
 INDEX = "index.json"
 
@@ -138,11 +138,7 @@ class Files(Kept):
 
         :raises Damaged: when one is not as it was.
         """
-        try:
-            with open(f"{target}{details['folder']}/{INDEX}", encoding="ascii") as handle:
-                wanted = json.load(handle)
-        except FileNotFoundError:
-            raise Damaged(f"{self.name}: the set does not hold its index") from None
+        wanted = self._index(target, details)
         for path, place in places.items():
             found = index(place) if os.path.lexists(place) else {}
             for name, facts in wanted[path].items():
@@ -153,6 +149,14 @@ class Files(Kept):
                 raise Damaged(f"{self.name}: {path}: {len(wrong)} differences: {'; '.join(wrong[:3])}")
         moving = sum(map(len, details["moving"].values()))
         return {"entries": sum(map(len, wanted.values())), "moving": moving}
+
+    def _index(self, target: str, details: dict[str, Any]) -> dict[str, dict[str, Facts]]:
+        """What a set knows of its trees, by path and name. :raises Damaged: when it was not restored to ``target``."""
+        try:
+            with open(f"{target}{details['folder']}/{INDEX}", encoding="ascii") as handle:
+                return dict(json.load(handle))
+        except FileNotFoundError:
+            raise Damaged(f"{self.name}: the set does not hold its index") from None
 
     def _dig(self, path: str) -> None:
         """Makes holes where nothing but zeros is: restic leaves out large ones only, and before 0.15 none."""

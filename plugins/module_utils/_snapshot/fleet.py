@@ -43,7 +43,7 @@ class Part:
     def members(self) -> list[Source]:
         """What of this host is in such a set: one copy of each thing."""
         kinds = {source.kind for source in self.engine.sources}
-        return [source for source in self.engine.sources if source.within not in kinds]
+        return [source for source in self.engine.sources if source.within not in kinds and not source.apart]
 
     def estimate(self) -> list[dict[str, Any]]:
         """As :meth:`Engine.estimate`; empty on a host that has nothing to save, such as a replica."""

@@ -21,8 +21,11 @@ STATES = (COPYING, SEALED, VERIFIED, DRILLED)
 # What a member, and a set as its weakest member, is worth: as after a power cut; as the application wrote it; all
 # members at one named point; that, with writers kept out.
 CLASSES = ("crash", "application", "barrier", "fenced")
-ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+ID_LENGTH = 63
+ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{ID_LENGTH - 1}}}")
 KEY_LENGTH = 20
+# The type of the only member of a set that does not save the host.
+ARCHIVE = "archive"
 # Of PBKDF2, from the secret to what is derived from it. Part of the format: with others no manifest can be read.
 ROUNDS = 100_000
 
@@ -61,6 +64,12 @@ class EngineFailed(SnapshotError):
     """A program that does the work failed."""
 
     code = 70
+
+
+class HostFailed(SnapshotError):
+    """This host could not read or write: a disk is full or broken, or rights are missing."""
+
+    code = 74
 
 
 class Busy(SnapshotError):
@@ -178,6 +187,11 @@ class Manifest:
     def consistency(self) -> str:
         """That of the weakest member."""
         return min((member.consistency for member in self.members), key=CLASSES.index, default="")
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it holds what has gone from the host, and does not save it."""
+        return any(member.type == ARCHIVE for member in self.members)
 
     def member(self, source: str) -> Member:
         """:raises NotFound: when the set has none of that source."""

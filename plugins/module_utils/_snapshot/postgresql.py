@@ -99,8 +99,11 @@ class Scratch(Server):
         self.data = data
         self.log = f"{data}/restore.log"
 
-    def start(self, configuration: str = "") -> None:
-        """Starts it, through its recovery. :raises EngineFailed: with the end of its log."""
+    def start(self, configuration: str = "", libraries: str = "") -> None:
+        """Starts it, through its recovery. It preloads ``libraries``, or those of its configuration.
+
+        :raises EngineFailed: with the end of its log.
+        """
         settings = {
             "data_directory": self.data,
             "unix_socket_directories": self.data,
@@ -118,6 +121,8 @@ class Scratch(Server):
         }
         if configuration:
             settings["config_file"] = configuration
+        if libraries:
+            settings["shared_preload_libraries"] = libraries
         options = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
         argv = [
             f"{self.source.options.binaries}/pg_ctl", "start", "--wait", f"--timeout={STARTED}", "--silent",

@@ -22,6 +22,9 @@ from .restic import Kept
 from .sources import Target
 
 JOBS = 2
+# An extension whose tables only it can restore: between two calls, by its own version, and not in parallel. See its
+# manual, "Logical backups with pg_dump and pg_restore".
+TIMESCALE = "timescaledb"
 # The longest name that PostgreSQL takes, less the longest suffix.
 NAME_LENGTH = 63 - len("_restored")
 # Values and names as text do not depend on what the server or the database sets.
@@ -116,6 +119,11 @@ class Logical(Kept):
         )
         return int(self._server.ask(query, variables=[f"names={json.dumps(self.options.databases)}"]))
 
+    def _timescale(self, database: str) -> str:
+        """The version of TimescaleDB in a database, or nothing."""
+        query = "SELECT extversion FROM pg_extension WHERE extname = :'name'"
+        return self._server.ask(query, database, variables=[f"name={TIMESCALE}"])
+
     def _tool(self, purpose: str, tool: str, *arguments: str) -> str:
         argv = [f"{self.options.binaries}/{tool}", *arguments]
         return self.context.command(purpose, argv, user=ACCOUNT).stdout
@@ -182,7 +190,11 @@ class Logical(Kept):
             [folder],
             engine=f"pg_dump {self.options.version}",
             digests=digests,
-            details={"folder": folder, "version": self.options.version},
+            details={
+                "folder": folder,
+                "version": self.options.version,
+                TIMESCALE: {name: version for name in databases if (version := self._timescale(name))},
+            },
         )
 
     def prove(self, member: Member) -> dict[str, Any]:
@@ -192,10 +204,14 @@ class Logical(Kept):
             "make a scratch server", "initdb", f"--pgdata={scratch.data}", "--auth=peer", "--encoding=UTF8",
             "--locale=C.UTF-8", "--no-sync",
         )  # fmt: skip
-        scratch.start()
+        versions = member.details.get(TIMESCALE, {})
+        scratch.start(libraries=TIMESCALE if versions else "")
         try:
             scratch.ask(self._missing_roles(scratch, tree))
-            tables = [self._load(scratch, tree, name, name, digests) for name, digests in member.digests.items()]
+            tables = [
+                self._load(scratch, tree, name, name, digests, versions.get(name, ""))
+                for name, digests in member.digests.items()
+            ]
         finally:
             scratch.remove()
         return {"databases": len(tables), "tables": sum(tables)}
@@ -210,16 +226,26 @@ class Logical(Kept):
         starts = [(f"CREATE ROLE {role};", f"ALTER ROLE {role} ") for role in made if role not in have]
         return "\n".join(line for line in lines if any(line.startswith(start) for start in starts))
 
-    def _load(self, server: Server, tree: str, database: str, name: str, digests: Mapping[str, Any]) -> int:
-        """Restores a database under a name and holds it against its digests. Returns the number of tables."""
+    def _load(
+        self, server: Server, tree: str, database: str, name: str, digests: Mapping[str, Any], timescale: str
+    ) -> int:
+        """Restores a database under a name and holds it against its digests. Returns the number of tables.
+
+        :param timescale: the version of TimescaleDB that is in it, or nothing.
+        """
         with open(f"{tree}/make.json", encoding="utf-8") as handle:
             make = json.load(handle)
         server.ask("".join(f"{line.replace('{}', quote(name))};\n" for line in make[database]))
         folder = list(make).index(database)
+        if timescale:
+            made = f"CREATE EXTENSION {TIMESCALE} VERSION '{timescale}'"
+            server.ask(f"{made};\nSELECT timescaledb_pre_restore();\n", name)
         self._tool(
             f"restore {database}", "pg_restore", *server.argv[-2:], f"--dbname={name}", "--exit-on-error",
-            f"--jobs={JOBS}", "--no-tablespaces", f"{tree}/{folder}",
+            f"--jobs={1 if timescale else JOBS}", "--no-tablespaces", f"{tree}/{folder}",
         )  # fmt: skip
+        if timescale:
+            server.ask("SELECT timescaledb_post_restore();", name)
         found = self._tables(iter(server.ask(PLAIN + DIGESTS, name, timeout=86400).splitlines()))
         wrong = sorted(table for table in {*found, *digests} if found.get(table) != digests.get(table))
         if wrong:
@@ -236,9 +262,19 @@ class Logical(Kept):
             for name in (f"{database}_restored", f"{database}_former"):
                 if self._exists(name):
                     raise Refused(f"database {name!r} is there, and no restore is open that made it; rename it")
+        versions = {name: version for name, version in member.details.get(TIMESCALE, {}).items() if name in wanted}
+        available = "SELECT version FROM pg_available_extension_versions WHERE name = :'name'"
+        have = self._server.ask(available, variables=[f"name={TIMESCALE}"]).split() if versions else []
+        for database, version in versions.items():
+            if version not in have:
+                raise Refused(
+                    f"{self.name}: {database!r} was saved with TimescaleDB {version}, and this server has "
+                    f"{', '.join(have) or 'none'}; install that version, restore, and update the extension then"
+                )
         return {
             "label": member.label,
             "folder": member.details["folder"],
+            TIMESCALE: versions,
             "databases": {database: self._exists(database) for database in wanted},
             "digests": {database: member.digests[database] for database in wanted},
         }
@@ -248,7 +284,11 @@ class Logical(Kept):
         server = self._server
         server.ask(self._missing_roles(server, tree))
         return {
-            name: {"tables": self._load(server, tree, name, f"{name}_restored", choice["digests"][name])}
+            name: {
+                "tables": self._load(
+                    server, tree, name, f"{name}_restored", choice["digests"][name], choice[TIMESCALE].get(name, "")
+                )
+            }
             for name in choice["databases"]
         }
 

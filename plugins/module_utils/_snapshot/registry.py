@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .archive import Archive
 from .files import Files
 from .model import Key, Refused
 from .postgresql import Physical
@@ -17,7 +18,7 @@ from .s3 import S3
 from .sftp import Sftp
 from .sources import Source
 
-SOURCES: tuple[type[Source], ...] = (Physical, Logical, Files, Redis)
+SOURCES: tuple[type[Source], ...] = (Physical, Logical, Files, Redis, Archive)
 TYPES: dict[str, type[Source]] = {source.kind: source for source in SOURCES}
 KINDS: dict[str, type[Repository]] = {"path": LocalPath, "sftp": Sftp, "s3": S3}
 

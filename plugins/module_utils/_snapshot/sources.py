@@ -115,6 +115,8 @@ class Source(abc.ABC):
     takes: ClassVar[Any]
     # A kind whose restore brings this one's data too; then this one is restored only when it is asked for by name.
     within: ClassVar[str] = ""
+    # Whether it is in sets of its own, and in no other ones.
+    apart: ClassVar[bool] = False
     # Whether it can be restored to moments between its sets; for another one than a set's own, those are taken.
     moments: ClassVar[bool] = False
 

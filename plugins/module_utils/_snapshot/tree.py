@@ -82,7 +82,7 @@ def _named(root: str, left_out: Callable[[str], bool]) -> Iterator[tuple[str, st
 def index(root: str, left_out: Callable[[str], bool] = nothing) -> dict[str, Facts]:
     """All that there is to know of a tree but the content of its files, by path relative to ``root``, a plain path.
 
-    Beside what is compared: ``sparse``, and ``changed``, see :func:`marks`.
+    Beside what is compared: ``sparse``, and ``changed``, its :func:`identity`.
     """
     found: dict[str, Facts] = {}
     first: dict[tuple[int, int], str] = {}
@@ -92,13 +92,14 @@ def index(root: str, left_out: Callable[[str], bool] = nothing) -> dict[str, Fac
     return found
 
 
-def _mark(status: os.stat_result) -> list[int]:
+def identity(status: os.stat_result) -> list[int]:
+    """What of a file differs after any change of it."""
     return [status.st_ino, status.st_ctime_ns]
 
 
 def marks(root: str, left_out: Callable[[str], bool] = nothing) -> dict[str, list[int]]:
-    """Of everything in a tree what differs after any change of it, by the names of :func:`index`."""
-    return {name: _mark(status) for name, _path, status in _named(root, left_out)}
+    """The :func:`identity` of everything in a tree, by the names of :func:`index`."""
+    return {name: identity(status) for name, _path, status in _named(root, left_out)}
 
 
 def _facts(path: str, name: str, status: os.stat_result, first: dict[tuple[int, int], str]) -> Facts:
@@ -121,7 +122,7 @@ def _facts(path: str, name: str, status: os.stat_result, first: dict[tuple[int, 
         "twin": first.setdefault((status.st_dev, status.st_ino), name) if linked else name,
         "xattrs": _attributes(path),
         "sparse": regular and status.st_size >= 4096 and status.st_blocks * 512 < status.st_size,
-        "changed": _mark(status),
+        "changed": identity(status),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import hmac
 import json
@@ -27,6 +28,7 @@ from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.model import
     Busy,
     Damaged,
     EngineFailed,
+    HostFailed,
     Key,
     Manifest,
     Member,
@@ -331,6 +333,18 @@ class TestTake:
         status = place.status()
         assert (status["set"], status["failed"]) == ("first", "two breaks at copy")
         assert 'vmfleet_backup_last_run_failed{repository="repository"} 1.0\n' in place.metrics()
+
+    def test_a_full_disk_is_told_and_leaves_no_trace(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(source: Folder, set_id: str, work: dict[str, Any]) -> dict[str, Any]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/spool/one")
+
+        place.engine().take("first")
+        monkeypatch.setattr(Folder, "mark", full)
+        with pytest.raises(HostFailed, match=r"^/spool/one: No space left on device$") as told:
+            place.engine().take("second")
+        assert told.value.code == 74
+        assert place.status()["failed"] == str(told.value)
+        assert place.stored() == ["one-first", "two-first"]
 
     def test_what_cannot_begin_leaves_no_trace(self, place: Place) -> None:
         place.announce(two="plan")
