@@ -62,6 +62,15 @@ def _parser() -> argparse.ArgumentParser:
     remove = commands.add_parser("remove", help="remove sets")
     remove.add_argument("set", nargs="+")
 
+    export = commands.add_parser("export", help="write one database as a file for gzip, openssl and psql")
+    export.add_argument("set", nargs="?", default="", help="by default the newest")
+    export.add_argument("--database", required=True)
+    export.add_argument("--to", required=True, help="a file that is not there")
+
+    imported = commands.add_parser("import", help="make a database of such a file")
+    imported.add_argument("file")
+    imported.add_argument("--database", required=True, help="a name that no database has")
+
     archive = commands.add_parser("archive", help="have old files go, when they were proven to be archived")
     archive.add_argument("name", nargs="*", help="archives; by default all of this host")
 
@@ -100,6 +109,14 @@ def _conclude(engine: Engine, given: argparse.Namespace) -> Any:
     return {"set": entry["set"], "sources": sorted(entry["choices"])}
 
 
+def _export(engine: Engine, given: argparse.Namespace) -> Any:
+    return engine.export(given.database, given.to, given.set, given.wait)
+
+
+def _import(engine: Engine, given: argparse.Namespace) -> Any:
+    return engine.import_(given.database, given.file, given.wait)
+
+
 def _archive(engine: Engine, given: argparse.Namespace) -> Any:
     return engine.archive(given.name, given.wait)
 
@@ -124,6 +141,8 @@ COMMANDS: dict[str, Callable[[Engine, argparse.Namespace], Any]] = {
     "restore": _restore,
     "commit": _conclude,
     "undo": _conclude,
+    "export": _export,
+    "import": _import,
     "archive": _archive,
     "remove": _remove,
     "prune": _prune,

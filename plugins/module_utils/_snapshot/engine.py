@@ -17,7 +17,7 @@ from typing import Any
 
 from .._durable import read_json, write_durably, write_textfile
 from .._host import end_orphan
-from . import hold
+from . import exchange, hold
 from .archive import Archive
 from .beside import remove
 from .catalogue import Catalogue
@@ -38,6 +38,7 @@ from .model import (
     now,
     parse_time,
 )
+from .postgresql_logical import Logical
 from .registry import TYPES, described, open_repository
 from .retention import Keep, judge
 from .sources import BACKUP_DIR, Context, Source, Target, load_sources
@@ -380,6 +381,26 @@ class Engine:
                 self.say(f"pruning set {manifest.id} of {manifest.sealed}: no rule keeps it")
             self._forget(gone)
         return judged
+
+    def _logical(self) -> Logical:
+        for source in self.sources:
+            if isinstance(source, Logical):
+                return source
+        raise Refused("no role of this host has announced databases that are saved one by one")
+
+    def export(self, database: str, path: str, set_id: str = "", wait: float = 0.0) -> dict[str, Any]:
+        """Writes a database of a set, by default the newest, as a file, see :mod:`.exchange`. Returns what was done."""
+        with self.run(wait):
+            manifest = self.catalogue.load(set_id) if set_id else self.catalogue.newest()
+            source = self._logical()
+            size = exchange.write(source, manifest.member(source.name), database, os.path.abspath(path))
+        return {"set": manifest.id, "database": database, "file": path, "size": size}
+
+    def import_(self, database: str, path: str, wait: float = 0.0) -> dict[str, Any]:
+        """Makes a database of such a file. :raises Refused: when there is one of that name."""
+        with self.run(wait):
+            exchange.read(self._logical(), os.path.abspath(path), database)
+        return {"database": database, "file": path}
 
     # Restoring
 

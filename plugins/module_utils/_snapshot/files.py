@@ -12,12 +12,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .._host import run_command
 from .beside import STAGING, Beside
+from .frozen import frozen, nested, showing, subvolume, thaw
 from .model import Damaged, Member, Refused, now
 from .restic import Kept, literally
 from .sources import Target
@@ -37,6 +38,11 @@ class Options:
     paths: list[str]
     exclude: list[str] = field(default_factory=list)
     units: list[str] = field(default_factory=list)
+
+
+def _within(view: str, path: str, left_out: Callable[[str], bool]) -> Callable[[str], bool]:
+    """What is left out of a path, for a place where the same tree is."""
+    return left_out if view == path else lambda place: left_out(path + place[len(view) :])
 
 
 class Files(Kept):
@@ -94,6 +100,12 @@ class Files(Kept):
                         f"{self.name}: {place} is a mount point or of the backup itself, and cannot be saved with "
                         f"{path}; exclude it"
                     )
+            inner = nested(path, leaves_out(self.options.exclude)) if subvolume(path) else []
+            if inner:
+                raise Refused(
+                    f"{self.name}: {inner[0]} is a subvolume of its own, which a snapshot of {path} does not have; "
+                    "exclude it, and give it an entry of its own"
+                )
 
     def estimate(self) -> int:
         left_out = leaves_out(self.options.exclude)
@@ -112,20 +124,32 @@ class Files(Kept):
         began = now()
         left_out = leaves_out(self.options.exclude)
         folder = self.scratch()
-        before = {path: index(path, left_out) for path in self.options.paths}
-        with open(f"{folder}/{INDEX}", "w", encoding="ascii") as handle:
-            handle.write(json.dumps(before))  # json.dump is many times slower
         options = [f"--exclude={pattern}" for pattern in self._excluded()]
-        member = self.save(set_id, began, [*self.options.paths, folder], options, consistency="crash")
-        moving = {path: changes(before[path], marks(path, left_out)) for path in self.options.paths}
-        details = {"folder": folder, "entries": sum(map(len, before.values())), "moving": moving}
+        with frozen(self.context, self.options.paths) as views:
+            before = {path: index(view, _within(view, path, left_out)) for path, view in views.items()}
+            with open(f"{folder}/{INDEX}", "w", encoding="ascii") as handle:
+                handle.write(json.dumps(before))  # json.dump is many times slower
+            member = self.save(
+                set_id, began, [*self.options.paths, folder], options, consistency="crash", wrapper=showing(views)
+            )
+            moving = {path: changes(before[path], marks(path, left_out)) for path in self.options.paths}
+        details = {
+            "folder": folder,
+            "entries": sum(map(len, before.values())),
+            # What stood still is as it was indexed, whatever became of the live tree.
+            "moving": {path: moving[path] if views[path] == path else [] for path in moving},
+            "still": not any(moving.values()),
+        }
         return {"member": dataclasses.asdict(dataclasses.replace(member, details=details))}
 
     def finish(self, set_id: str, work: dict[str, Any]) -> Member:
         return Member(**work["member"])
 
     def of_one_moment(self, member: Member) -> bool:
-        return not any(member.details["moving"].values())
+        return bool(member.details["still"])
+
+    def settle(self) -> None:
+        thaw(self.context, self.options.paths)
 
     def prove(self, member: Member) -> dict[str, Any]:
         target = self.scratch(".proof")
@@ -202,7 +226,7 @@ class Files(Kept):
         """What is not saved stays with the live tree, where the restored one has a place for it."""
         live = min(old, new, key=len)  # the other one has a suffix
         left_out = leaves_out(self.options.exclude)
-        for place, status in walk(old, lambda place: left_out(live + place[len(old) :])):
+        for place, status in walk(old, _within(old, live, left_out)):
             there = new + place[len(old) :]
             folders = [os.path.dirname(place), os.path.dirname(there)]
             if status is None and os.path.isdir(folders[1]) and not os.path.lexists(there):

@@ -95,12 +95,12 @@ class Logical(Kept):
         return self.options.role == "primary" and bool(self.options.databases)
 
     @property
-    def _server(self) -> Server:
+    def server(self) -> Server:
         return Server(self, SOCKETS, self.options.port)
 
-    def _exists(self, name: str) -> bool:
+    def exists(self, name: str) -> bool:
         query = "SELECT count(*) FROM pg_database WHERE datname = :'name'"
-        return self._server.ask(query, variables=[f"name={name}"]) == "1"
+        return self.server.ask(query, variables=[f"name={name}"]) == "1"
 
     def plan(self) -> None:
         for name in self.options.databases:
@@ -108,7 +108,7 @@ class Logical(Kept):
                 raise Refused(
                     f"{self.name}: {name!r} is longer than {NAME_LENGTH} bytes, and a restore needs a longer one"
                 )
-            if not self._exists(name):
+            if not self.exists(name):
                 raise Refused(f"{self.name}: there is no database {name!r}; apply role vmfleet.ops.postgresql")
         self.context.room(self.context.spool, self.estimate(), "the dumps")
 
@@ -117,12 +117,12 @@ class Logical(Kept):
             "SELECT coalesce(sum(pg_database_size(oid)), 0) FROM pg_database"
             " WHERE datname IN (SELECT json_array_elements_text(:'names'))"
         )
-        return int(self._server.ask(query, variables=[f"names={json.dumps(self.options.databases)}"]))
+        return int(self.server.ask(query, variables=[f"names={json.dumps(self.options.databases)}"]))
 
     def _timescale(self, database: str) -> str:
         """The version of TimescaleDB in a database, or nothing."""
         query = "SELECT extversion FROM pg_extension WHERE extname = :'name'"
-        return self._server.ask(query, database, variables=[f"name={TIMESCALE}"])
+        return self.server.ask(query, database, variables=[f"name={TIMESCALE}"])
 
     def _tool(self, purpose: str, tool: str, *arguments: str) -> str:
         argv = [f"{self.options.binaries}/{tool}", *arguments]
@@ -131,7 +131,7 @@ class Logical(Kept):
     @contextmanager
     def _session(self, database: str) -> Iterator[tuple[IO[str], IO[str]]]:
         """A session that stays open. When this process is killed, its end is closed and the session ends too."""
-        argv = ["runuser", "-u", ACCOUNT, "--", *self._server.argv, f"--dbname={database}"]
+        argv = ["runuser", "-u", ACCOUNT, "--", *self.server.argv, f"--dbname={database}"]
         with subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
@@ -176,7 +176,7 @@ class Logical(Kept):
         folder = own_folder(self.scratch())
         databases = self.options.databases
         digests = {name: self._dump(name, f"{folder}/{number}") for number, name in enumerate(databases)}
-        make = {name: self._server.ask(MAKE, variables=[f"name={name}"]).splitlines() for name in databases}
+        make = {name: self.server.ask(MAKE, variables=[f"name={name}"]).splitlines() for name in databases}
         roles = self._tool(
             "dump the roles", "pg_dumpall", f"--host={SOCKETS}", f"--port={self.options.port}", "--globals-only",
             "--no-tablespaces",
@@ -226,6 +226,13 @@ class Logical(Kept):
         starts = [(f"CREATE ROLE {role};", f"ALTER ROLE {role} ") for role in made if role not in have]
         return "\n".join(line for line in lines if any(line.startswith(start) for start in starts))
 
+    @staticmethod
+    def dump(tree: str, database: str) -> tuple[str, list[str]]:
+        """Where the dump of a database is, and the SQL that makes the database, with ``{}`` for its name."""
+        with open(f"{tree}/make.json", encoding="utf-8") as handle:
+            make = json.load(handle)
+        return f"{tree}/{list(make).index(database)}", make[database]
+
     def _load(
         self, server: Server, tree: str, database: str, name: str, digests: Mapping[str, Any], timescale: str
     ) -> int:
@@ -233,16 +240,14 @@ class Logical(Kept):
 
         :param timescale: the version of TimescaleDB that is in it, or nothing.
         """
-        with open(f"{tree}/make.json", encoding="utf-8") as handle:
-            make = json.load(handle)
-        server.ask("".join(f"{line.replace('{}', quote(name))};\n" for line in make[database]))
-        folder = list(make).index(database)
+        folder, make = self.dump(tree, database)
+        server.ask("".join(f"{line.replace('{}', quote(name))};\n" for line in make))
         if timescale:
             made = f"CREATE EXTENSION {TIMESCALE} VERSION '{timescale}'"
             server.ask(f"{made};\nSELECT timescaledb_pre_restore();\n", name)
         self._tool(
             f"restore {database}", "pg_restore", *server.argv[-2:], f"--dbname={name}", "--exit-on-error",
-            f"--jobs={1 if timescale else JOBS}", "--no-tablespaces", f"{tree}/{folder}",
+            f"--jobs={1 if timescale else JOBS}", "--no-tablespaces", folder,
         )  # fmt: skip
         if timescale:
             server.ask("SELECT timescaledb_post_restore();", name)
@@ -260,11 +265,11 @@ class Logical(Kept):
             if database not in member.digests:
                 raise Refused(f"{self.name}: has no database {database!r}; it has {', '.join(member.digests)}")
             for name in (f"{database}_restored", f"{database}_former"):
-                if self._exists(name):
+                if self.exists(name):
                     raise Refused(f"database {name!r} is there, and no restore is open that made it; rename it")
         versions = {name: version for name, version in member.details.get(TIMESCALE, {}).items() if name in wanted}
         available = "SELECT version FROM pg_available_extension_versions WHERE name = :'name'"
-        have = self._server.ask(available, variables=[f"name={TIMESCALE}"]).split() if versions else []
+        have = self.server.ask(available, variables=[f"name={TIMESCALE}"]).split() if versions else []
         for database, version in versions.items():
             if version not in have:
                 raise Refused(
@@ -275,13 +280,13 @@ class Logical(Kept):
             "label": member.label,
             "folder": member.details["folder"],
             TIMESCALE: versions,
-            "databases": {database: self._exists(database) for database in wanted},
+            "databases": {database: self.exists(database) for database in wanted},
             "digests": {database: member.digests[database] for database in wanted},
         }
 
     def stage(self, choice: dict[str, Any]) -> dict[str, Any]:
         tree = self.fetch(choice["label"], choice["folder"])
-        server = self._server
+        server = self.server
         server.ask(self._missing_roles(server, tree))
         return {
             name: {
@@ -304,27 +309,27 @@ class Logical(Kept):
     def swap(self, choice: dict[str, Any]) -> None:
         for database, existed in choice["databases"].items():
             if existed:
-                self._server.ask(self._shut(database))
+                self.server.ask(self._shut(database))
         # All of them in one transaction.
         steps = ["BEGIN"]
         for database, existed in choice["databases"].items():
             if existed:
                 steps.append(f"ALTER DATABASE {quote(database)} RENAME TO {quote(database + '_former')}")
             steps.append(f"ALTER DATABASE {quote(database + '_restored')} RENAME TO {quote(database)}")
-        self._server.ask("".join(f"{step};\n" for step in [*steps, "COMMIT"]))
+        self.server.ask("".join(f"{step};\n" for step in [*steps, "COMMIT"]))
 
     def undo(self, choice: dict[str, Any]) -> None:
         for database, existed in choice["databases"].items():
             former = f"{database}_former"
-            if self._exists(former):
+            if self.exists(former):
                 drop = f"DROP DATABASE IF EXISTS {quote(database)} WITH (FORCE);\n"
-                self._server.ask(f"{drop}ALTER DATABASE {quote(former)} RENAME TO {quote(database)};\n")
+                self.server.ask(f"{drop}ALTER DATABASE {quote(former)} RENAME TO {quote(database)};\n")
             elif not existed:
-                self._server.ask(f"DROP DATABASE IF EXISTS {quote(database)} WITH (FORCE);\n")
+                self.server.ask(f"DROP DATABASE IF EXISTS {quote(database)} WITH (FORCE);\n")
             if existed:
-                self._server.ask(f"ALTER DATABASE {quote(database)} ALLOW_CONNECTIONS true;\n")
-            self._server.ask(f"DROP DATABASE IF EXISTS {quote(database + '_restored')} WITH (FORCE);\n")
+                self.server.ask(f"ALTER DATABASE {quote(database)} ALLOW_CONNECTIONS true;\n")
+            self.server.ask(f"DROP DATABASE IF EXISTS {quote(database + '_restored')} WITH (FORCE);\n")
 
     def commit(self, choice: dict[str, Any]) -> None:
         for database in choice["databases"]:
-            self._server.ask(f"DROP DATABASE IF EXISTS {quote(database + '_former')} WITH (FORCE);\n")
+            self.server.ask(f"DROP DATABASE IF EXISTS {quote(database + '_former')} WITH (FORCE);\n")

@@ -37,17 +37,17 @@ class Restic:
         self.context = context
         self.source = source
 
-    def _run(self, purpose: str, *arguments: str) -> str:
+    def _run(self, purpose: str, *arguments: str, wrapper: Sequence[str] = ()) -> str:
         try:
-            return self._call(purpose, *arguments)
+            return self._call(purpose, *arguments, wrapper=wrapper)
         except EngineFailed as error:
             if LOCKED not in str(error):
                 raise
         # Removes those of processes that are gone, and no others.
         self._call("unlock the restic repository", "unlock")
-        return self._call(purpose, *arguments)
+        return self._call(purpose, *arguments, wrapper=wrapper)
 
-    def _call(self, purpose: str, *arguments: str) -> str:
+    def _call(self, purpose: str, *arguments: str, wrapper: Sequence[str] = ()) -> str:
         place = self.context.repository.restic(self.context.host)
         environment = {
             # Names in the environment, which only root sees, and no secret in either.
@@ -57,7 +57,8 @@ class Restic:
             "RESTIC_CACHE_DIR": "/var/cache/vmfleet/restic",
             "RESTIC_PROGRESS_FPS": "0.1",
         }
-        return self.context.command(purpose, ["restic", *place.options, *arguments], environment=environment).stdout
+        argv = [*wrapper, "restic", *place.options, *arguments]
+        return self.context.command(purpose, argv, environment=environment).stdout
 
     @functools.cached_property
     def version(self) -> str:
@@ -71,20 +72,24 @@ class Restic:
         self.context.done.add(what)
         return True
 
-    def save(self, set_id: str, paths: Sequence[str], *options: str) -> dict[str, Any]:
+    def save(
+        self, set_id: str, paths: Sequence[str], *options: str, wrapper: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Saves files and folders under their own paths. Returns restic's summary, with ``snapshot_id``.
 
         Makes the repository when there is none. What went away while it was read is left out.
+
+        :param wrapper: what restic is started by, if not by itself.
         """
         tags = f"set={set_id},source={self.source}"
         command = ("backup", "--json", "--host", self.context.host, "--tag", tags, *options, "--", *paths)
         try:
-            shown = self._save(*command)
+            shown = self._save(command, wrapper)
         except EngineFailed as error:
             if not any(words in str(error) for words in ABSENT):
                 raise
             self._call("make the restic repository", "init")
-            shown = self._save(*command)
+            shown = self._save(command, wrapper)
         summaries = [entry for entry in map(json.loads, shown.splitlines()) if entry.get("message_type") == "summary"]
         if not summaries:
             raise EngineFailed(f"save {self.source} with restic: it told no summary")
@@ -93,9 +98,9 @@ class Restic:
             told = [entry["id"] for entry in self.snapshots() if entry["id"].startswith(told)][-1]
         return {**summaries[-1], "snapshot_id": told}
 
-    def _save(self, *command: str) -> str:
+    def _save(self, command: Sequence[str], wrapper: Sequence[str]) -> str:
         try:
-            return self._run(f"save {self.source} with restic", *command)
+            return self._run(f"save {self.source} with restic", *command, wrapper=wrapper)
         except EngineFailed as error:
             outcome = error.__cause__.outcome if isinstance(error.__cause__, CommandError) else None
             if outcome is None or outcome.rc != INCOMPLETE or not _only_gone(outcome.stderr):
@@ -175,9 +180,14 @@ class Kept(Source):
         consistency: str = "application",
         digests: dict[str, Any] | None = None,
         details: dict[str, Any] | None = None,
+        wrapper: Sequence[str] = (),
     ) -> Member:
-        """Saves paths as the member of a set. ``engine`` is what has made them, if not restic alone."""
-        summary = self.restic.save(set_id, paths, *options)
+        """Saves paths as the member of a set.
+
+        :param engine: what has made them, if not restic alone.
+        :param wrapper: what restic is started by, if not by itself.
+        """
+        summary = self.restic.save(set_id, paths, *options, wrapper=wrapper)
         return Member(
             source=self.name,
             type=self.kind,

@@ -161,13 +161,25 @@ def differences(wanted: Mapping[str, Facts], found: Mapping[str, Facts], moving:
     return wrong
 
 
+def _mounts() -> Iterator[tuple[str, str]]:
+    """Mount points and types of file systems, in the order of the mounts."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as handle:
+        for line in handle:
+            place, _dash, kind = line.partition(" - ")
+            # Spaces and the like are written as octal numbers, see proc_pid_mountinfo(5).
+            point = place.split()[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
+            yield point.encode("latin-1").decode("utf-8", "surrogateescape"), kind.split()[0]
+
+
 def mounted(path: str) -> list[str]:
     """Mount points at a path and below it."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as handle:
-        # Spaces and the like are written as octal numbers, see proc_pid_mountinfo(5).
-        points = [line.split()[4].encode("utf-8", "surrogateescape").decode("unicode_escape") for line in handle]
-    points = [point.encode("latin-1").decode("utf-8", "surrogateescape") for point in points]
-    return sorted(point for point in points if is_below(point, path))
+    return sorted(point for point, _kind in _mounts() if is_below(point, path))
+
+
+def file_system(path: str) -> str:
+    """The type of the file system that a path is on."""
+    found = [(len(point), number, kind) for number, (point, kind) in enumerate(_mounts()) if is_below(path, point)]
+    return max(found)[2]
 
 
 def is_below(path: str, folder: str) -> bool:

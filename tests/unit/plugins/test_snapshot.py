@@ -752,8 +752,9 @@ def test_a_killed_commit_is_finished(place: Place) -> None:
 
 def test_every_point_of_the_engine_is_tried() -> None:
     text = Path(engine.__file__).read_text()
-    assert text.count("fail_point(") == 8
-    # One of them is the definition, one is that of pruning, and another one stands for all phases of a restore.
+    assert text.count("fail_point(") == 9
+    # One of them is the definition, those of pruning and archives are tried elsewhere, and another one stands for all
+    # phases of a restore.
     assert len(FAIL_POINTS + RESTORE_POINTS) == 8
 
 

@@ -34,8 +34,10 @@ class Copies:
         self.place = place
         self.fails = self.spoils = False
 
-    def save(self, set_id: str, paths: Sequence[str], option: str, listing: str) -> dict[str, Any]:
-        assert option == "--files-from-raw"
+    def save(
+        self, set_id: str, paths: Sequence[str], option: str, listing: str, *, wrapper: Sequence[str]
+    ) -> dict[str, Any]:
+        assert (option, list(wrapper)) == ("--files-from-raw", [])
         if self.fails:
             raise EngineFailed("no copy")
         for name in filter(None, Path(listing).read_bytes().split(b"\0")):
