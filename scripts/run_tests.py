@@ -6,6 +6,7 @@ A stage that finds nothing to run counts as failed: tests that match no file hav
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import re
@@ -31,6 +32,8 @@ STATIC = {"images": ("fleet", "image", "--release", "all"), "lint": ("lint",), "
 # Scenarios of Molecule at once, while the integration tests run and alone. More starve each other: what one stops
 # then has work in its hands.
 SCENARIOS = {True: 1, False: 2}
+# Scenarios that put load on a balancer and count what comes of it: one at a time, and not beside integration tests.
+LOADED = ("haproxy", "nginx")
 
 
 @dataclass
@@ -115,8 +118,33 @@ def scenario(name: str) -> tuple[str, str, float]:
     return name, f"did not run {', '.join(missing)}" if missing else "", seconds
 
 
-def molecule(chosen: Sequence[str], lanes: threading.Semaphore) -> Tally:
-    """``lanes`` has as many as there may be scenarios at once; it may get more meanwhile."""
+@dataclass
+class Room:
+    """What Molecule may take: ``lanes`` for scenarios at once, and for those with load the time when it is
+    ``quiet``.
+    """
+
+    lanes: threading.Semaphore
+    quiet: threading.Event
+    load: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, name: str) -> tuple[str, str, float]:
+        """:func:`scenario`, when there is room for it."""
+        with contextlib.ExitStack() as held:
+            if name in LOADED:
+                held.enter_context(self.load)
+                self.quiet.wait()
+            held.enter_context(self.lanes)
+            return scenario(name)
+
+
+def in_turns(names: Sequence[str]) -> list[str]:
+    """In an order in which those with load wait for each other least."""
+    loaded = [name for name in names if name in LOADED]
+    return [*loaded[:1], *(name for name in names if name not in LOADED), *loaded[1:]]
+
+
+def molecule(chosen: Sequence[str], room: Room) -> Tally:
     names = sorted(path.parent.name for path in ROOT.glob("molecule/*/molecule.yml"))
     unknown = set(chosen) - set(names)
     if unknown:
@@ -125,13 +153,8 @@ def molecule(chosen: Sequence[str], lanes: threading.Semaphore) -> Tally:
     if not names:
         return nothing_ran("molecule", "there is no molecule/*/molecule.yml")
     tally = Tally()
-
-    def in_turn(name: str) -> tuple[str, str, float]:
-        with lanes:
-            return scenario(name)
-
     with ThreadPoolExecutor(max_workers=max(SCENARIOS.values())) as pool:
-        for job in as_completed([pool.submit(in_turn, name) for name in names]):
+        for job in as_completed([pool.submit(room.run, name) for name in in_turns(names)]):
             name, wrong, seconds = job.result()
             print(f"  molecule {name:<20} {'FAILED: ' + wrong if wrong else 'passed'} ({seconds:.0f} s)", flush=True)
             if wrong:
@@ -153,17 +176,21 @@ def main() -> int:
     if unknown := set(stages) - set(STAGES):
         parser.error(f"no stage {', '.join(sorted(unknown))}")
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    lanes = threading.Semaphore(SCENARIOS["integration" in stages])
+    room = Room(threading.Semaphore(SCENARIOS["integration" in stages]), threading.Event())
+    if "integration" not in stages:
+        room.quiet.set()
 
     def integration() -> Tally:
-        tally = pytest("integration", "-n", "2", "--dist", "loadgroup", "--durations=25")
-        lanes.release(SCENARIOS[False] - SCENARIOS[True])
-        return tally
+        try:
+            return pytest("integration", "-n", "2", "--dist", "loadgroup", "--durations=25")
+        finally:
+            room.lanes.release(SCENARIOS[False] - SCENARIOS[True])
+            room.quiet.set()
 
     runs: dict[str, Callable[[], Tally]] = {
         "unit": lambda: pytest("unit", "-n", "auto"),
         "integration": integration,
-        "molecule": lambda: molecule(arguments.role, lanes),
+        "molecule": lambda: molecule(arguments.role, room),
         **{name: functools.partial(static, name) for name in STATIC},
     }
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import run_tests
 
-LANES = threading.Semaphore(2)
+ROOM = run_tests.Room(threading.Semaphore(2), threading.Event())
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +50,8 @@ def test_a_stage_without_tests_fails(project: Path, source: str) -> None:
 
 def test_missing_stages_fail(project: Path) -> None:
     assert run_tests.pytest("integration").failed == 1
-    assert run_tests.molecule([], LANES).failed == 1
-    assert run_tests.molecule(["nowhere"], LANES).failed == 1
+    assert run_tests.molecule([], ROOM).failed == 1
+    assert run_tests.molecule(["nowhere"], ROOM).failed == 1
 
 
 def scenario_that(project: Path, output: str, code: int) -> str:
@@ -68,13 +69,13 @@ STEPS = [f"redis ➜ \x1b[33m{step}\x1b[0m: Executed: Successful" for step in ("
 
 def test_a_scenario_passes_when_all_its_steps_ran(project: Path) -> None:
     scenario_that(project, "\n".join(STEPS), 0)
-    assert run_tests.molecule([], LANES) == run_tests.Tally(passed=1)
+    assert run_tests.molecule([], ROOM) == run_tests.Tally(passed=1)
 
 
 @pytest.mark.parametrize(("output", "code"), [("\n".join(STEPS), 1), ("\n".join(STEPS[:2]), 0), ("", 0)])
 def test_a_scenario_fails_otherwise(project: Path, output: str, code: int) -> None:
     scenario_that(project, output, code)
-    tally = run_tests.molecule([], LANES)
+    tally = run_tests.molecule([], ROOM)
     assert (tally.passed, tally.failed) == (0, 1)
 
 
@@ -93,3 +94,30 @@ def test_last_line_and_exit_code(
 def test_lint_that_fails_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *_args, **_options: subprocess.CompletedProcess([], 1, "", ""))
     assert run_tests.static("lint").failed == 1
+
+
+def test_scenarios_with_load_wait_for_quiet_and_for_each_other(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("haproxy", "nginx", "redis", "tls"):
+        (project / "molecule" / name).mkdir(parents=True)
+        (project / "molecule" / name / "molecule.yml").touch()
+    room = run_tests.Room(threading.Semaphore(1), threading.Event())
+    running: list[str] = []
+    seen: list[tuple[str, list[str], bool]] = []
+
+    def scenario(name: str) -> tuple[str, str, float]:
+        running.append(name)
+        seen.append((name, list(running), room.quiet.is_set()))
+        if name == "tls":
+            room.lanes.release()
+            room.quiet.set()
+        time.sleep(0.1)
+        running.remove(name)
+        return name, "", 0.0
+
+    monkeypatch.setattr(run_tests, "scenario", scenario)
+    assert run_tests.molecule([], room) == run_tests.Tally(passed=4)
+    assert [name for name, _running, _quiet in seen][:2] == ["redis", "tls"]
+    assert all(quiet for name, _running, quiet in seen if name in run_tests.LOADED)
+    assert not any({"haproxy", "nginx"} <= set(running) for _name, running, _quiet in seen)
