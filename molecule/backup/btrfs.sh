@@ -3,17 +3,12 @@
 # change together are the same. Killed in the middle, its snapshot goes with the next run.
 . /root/common.sh
 disk=/srv/disk
-command -v mkfs.btrfs >/dev/null || apt-get -qq -y install btrfs-progs >/dev/null
-truncate -s 256M /srv/disk.img
-mkfs.btrfs -q /srv/disk.img
-mkdir $disk
-mount -o loop /srv/disk.img $disk
-trap 'umount $disk; rm -r $disk /srv/disk.img /etc/vmfleet/backup.d/disk.json' EXIT
-btrfs -q subvolume create $disk/inner 2>/dev/null || btrfs subvolume create $disk/inner >/dev/null
+trap 'umount $disk; rm -r $disk /srv/disk.* /etc/vmfleet/backup.d/disk.json' EXIT
+btrfs subvolume create $disk/inner >/dev/null
 mkdir $disk/inner/data $disk/outer
 echo '[{"type": "files", "name": "inner", "paths": ["/srv/disk/inner"]},
        {"type": "files", "name": "outer", "paths": ["/srv/disk/outer"]}]' >/etc/vmfleet/backup.d/disk.json
-head -c 40000000 /dev/urandom >$disk/inner/big
+head -c 8000000 /dev/urandom >$disk/inner/big
 cp $disk/inner/big $disk/outer/big
 # Each number is in both files before the next one comes, and never in the first one alone for long.
 (i=0; while [ -e $disk/inner ]; do i=$((i + 1)); echo $i >$disk/inner/data/a; echo $i >$disk/inner/data/z; done 2>/dev/null) &

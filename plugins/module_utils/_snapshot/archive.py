@@ -58,6 +58,14 @@ def _folders(path: str, names: Iterable[str]) -> list[str]:
     return sorted(found)
 
 
+def _is(path: str, facts: Facts) -> bool:
+    """Whether a file is still the one that was indexed."""
+    try:
+        return bool(identity(os.lstat(path)) == facts["changed"])
+    except OSError:
+        return False
+
+
 def _digest(path: str) -> str:
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
@@ -139,13 +147,17 @@ class Archive(files.Files):
         wanted = self._index(self.fetch(member.label, member.details["folder"]), {"folder": ""})
         gone = left = 0
         for path, found in wanted.items():
+            # Names of one file are judged together: when one of them goes, it is a change of the others.
+            names_of: dict[str, list[str]] = {}
             for name, facts in found.items():
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    if identity(os.lstat(_at(path, name))) == facts["changed"]:
+                names_of.setdefault(facts["twin"], []).append(name)
+            for names in names_of.values():
+                if all(_is(_at(path, name), found[name]) for name in names):
+                    for name in names:
                         os.unlink(_at(path, name))
-                        gone += 1
-                    else:
-                        left += 1
+                    gone += len(names)
+                else:
+                    left += sum(os.path.lexists(_at(path, name)) for name in names)
         return gone, left
 
     def choose(self, member: Member, members: Any, target: Target) -> dict[str, Any]:

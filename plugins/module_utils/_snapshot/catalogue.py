@@ -9,10 +9,11 @@ sweeps it away.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 
-from .model import COPYING, Manifest, NotFound, Refused, check_id, pack, unpack
+from .model import COPYING, Damaged, Manifest, NotFound, Refused, check_id, pack, unpack
 from .repository import Repository
 
 
@@ -59,9 +60,17 @@ class Catalogue:
         return found[-1]
 
     def begin(self, manifest: Manifest) -> None:
-        """Notes that a set is being made, before anything is. :raises Refused: when there is one of that name."""
-        if manifest.id in self.ids():
+        """Notes that a set is being made, before anything is.
+
+        :raises Refused: when there is one of that name.
+        :raises WrongKey: when there are sets of another key.
+        """
+        have = self.ids()
+        if manifest.id in have:
             raise Refused(f"set {manifest.id} is there already; sets are never overwritten")
+        for newest in have[-1:]:
+            with contextlib.suppress(Damaged):
+                self.load(newest)
         copying = dataclasses.replace(manifest, state=COPYING)
         self.repository.put(self._name(manifest.id, "copying"), pack(copying, self.repository.key))
 

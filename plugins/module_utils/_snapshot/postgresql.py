@@ -271,11 +271,12 @@ class Physical(Source):
         return f"{self.name}: {said}" if said else ""
 
     def finish(self, set_id: str, work: dict[str, Any]) -> Member:
-        system, segment, _switched = self._server.ask(
-            "SELECT system_identifier, pg_walfile_name(:'lsn'), pg_switch_wal() FROM pg_control_system()",
+        system, last, size, _switched = self._server.ask(
+            "SELECT system_identifier, pg_walfile_name(:'lsn'), setting, pg_switch_wal()"
+            " FROM pg_control_system(), pg_settings WHERE name = 'wal_segment_size'",
             variables=[f"lsn={work['lsn']}"],
         ).split("|")
-        self._wait_for(segment, f"archive/{self.context.host}/{work['archive']}/{segment[:16]}")
+        self._wait_for(work["archive"], last)
         backup = work["backup"]
         info = backup["info"]
         return Member(
@@ -298,17 +299,29 @@ class Physical(Source):
                 "lsn_stop": backup["lsn"]["stop"],
                 "lsn": work["lsn"],
                 "point": f"{POINT}{set_id}",
+                # Without this log, from the beginning of the copy to the point, it cannot be restored.
+                "log": {
+                    "archive": work["archive"], "first": backup["archive"]["start"], "last": last, "size": int(size)
+                },
             },
         )
 
-    def _wait_for(self, segment: str, folder: str) -> None:
+    def _missing(self, archive: str, segments: Sequence[str]) -> list[str]:
+        """Those segments of the log that are not in this repository."""
+        have: set[str] = set()
+        for folder in sorted({segment[:16] for segment in segments}):
+            path = f"archive/{self.context.host}/{archive}/{folder}"
+            listed = self._pgbackrest("look for the log in the archive", "repo-ls", path)
+            have.update(name[:24] for name in listed.split())
+        return [segment for segment in segments if segment not in have]
+
+    def _wait_for(self, archive: str, segment: str) -> None:
         """Waits until a segment of the log is in this repository, wherever else it is to go.
 
         :raises EngineFailed: when it does not come in time.
         """
         ends = time.monotonic() + ARCHIVED
-        listed = ("repo-ls", f"--filter=^{segment}-[0-9a-f]+", folder)
-        while not self._pgbackrest("look for the log in the archive", *listed).strip():
+        while self._missing(archive, [segment]):
             if time.monotonic() >= ends:
                 raise EngineFailed(
                     f"{self.name}: log {segment} is not in the archive after {ARCHIVED} s; PostgreSQL's own log says "
@@ -331,6 +344,10 @@ class Physical(Source):
             raise self.context.damaged(error) from error
         if f"backup: {member.label}, status: invalid" in said or "status: error" in said:
             raise Damaged(f"{self.name}: {said.strip()[-1500:]}")
+        log = member.details.get("log")  # not in sets of former versions
+        missing = self._missing(log["archive"], _segments(log["first"], log["last"], log["size"])) if log else []
+        if missing:
+            raise Damaged(f"{self.name}: {member.label} needs log that is not in the archive: {', '.join(missing[:3])}")
         proven: dict[str, Any] = {"engine": "verified"}
         if thorough:
             choice = self.choose(member, [member], Target())
@@ -497,6 +514,16 @@ class Physical(Source):
 def _moment(seconds: float) -> str:
     moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _segments(first: str, last: str, size: int) -> list[str]:
+    """The names of the log's files from one to another one of the same timeline, each of so many bytes.
+
+    See "WAL Internals" in PostgreSQL's manual.
+    """
+    each = (1 << 32) // size
+    numbers = [int(name[8:16], 16) * each + int(name[16:], 16) for name in (first, last)]
+    return [f"{first[:8]}{number // each:08X}{number % each:08X}" for number in range(numbers[0], numbers[1] + 1)]
 
 
 def _lsn(text: str) -> int:

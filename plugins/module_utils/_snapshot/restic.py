@@ -14,13 +14,14 @@ from typing import Any
 
 from .._host import CommandError
 from .beside import remove
-from .model import Damaged, EngineFailed, Member, NotFound, Refused, now
+from .model import Damaged, EngineFailed, Member, NotFound, Refused, WrongKey, now
 from .sources import Context, Source, Target
 
 # restic's exit code for a snapshot that lacks what could not be read.
 INCOMPLETE = 3
-# Its words for a lock of somebody else, and for no repository; from 0.17 on exit code 10 says the latter too.
+# Its words for a lock of somebody else, another key, and no repository; exit code 10 of 0.17 says the last, too.
 LOCKED = "already locked"
+OTHER_KEY = "wrong password or no key found"
 ABSENT = ("Is there a repository at the following location", "ended with 10")
 FULL_ID = 64
 
@@ -58,7 +59,12 @@ class Restic:
             "RESTIC_PROGRESS_FPS": "0.1",
         }
         argv = [*wrapper, "restic", *place.options, *arguments]
-        return self.context.command(purpose, argv, environment=environment).stdout
+        try:
+            return self.context.command(purpose, argv, environment=environment).stdout
+        except EngineFailed as error:
+            if OTHER_KEY in str(error):
+                raise WrongKey(f"{purpose}: {self.context.repository.key.path} is not its key") from error
+            raise
 
     @functools.cached_property
     def version(self) -> str:

@@ -854,3 +854,24 @@ def test_the_role_installs_the_whole_engine() -> None:
     assert sorted(listed) == sorted(str(path.relative_to(utils)) for path in wanted)
     for path in wanted:
         assert "ansible" not in "".join(line for line in path.read_text().splitlines() if "import" in line), path
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "size", "names"),
+    [
+        ("000000010000000000000003", "000000010000000000000003", 16 << 20, ["000000010000000000000003"]),
+        (
+            "0000000200000001000000FE", "000000020000000200000001", 16 << 20,
+            [
+                "0000000200000001000000FE", "0000000200000001000000FF",
+                "000000020000000200000000", "000000020000000200000001",
+            ],
+        ),
+        (
+            "000000010000000000000003", "000000010000000100000000", 1 << 30,
+            ["000000010000000000000003", "000000010000000100000000"],
+        ),
+    ],
+)  # fmt: skip
+def test_the_log_that_a_copy_needs(first: str, last: str, size: int, names: list[str]) -> None:
+    assert postgresql._segments(first, last, size) == names
