@@ -31,6 +31,7 @@ STORE = {
     "access_key": "only-for-tests",
     "secret_key": "only/for+tests",
 }
+SEARCH = {"name": "search", "url": "https://search1:9200", "repository": "backups", "user": "a", "password": "b"}
 FOUND = {
     "inventory_hostname": "db1",
     "group_names": ["db_primary"],
@@ -54,6 +55,8 @@ def test_what_is_sound_is_taken() -> None:
     assert refused(backup_keep={}) == set()
     assert refused(backup_repositories=[{**FOLDER, "key": "another-key-of-more-than-twenty"}], backup_key="") == set()
     assert refused(backup_state="absent", backup_key="") == set()
+    assert refused(backup_archives=[{"name": "old", "paths": ["/srv/app"], "days": 90, "keep_days": 0}]) == set()
+    assert refused(backup_search=[SEARCH, {**SEARCH, "name": "local", "url": "http://127.0.0.1:9200"}]) == set()
 
 
 @pytest.mark.parametrize(
@@ -118,6 +121,13 @@ def test_what_the_release_cannot_do_is_refused() -> None:
         ("backup_files", [{"name": "uploads", "paths": ["srv/app"]}]),
         ("backup_files", [{"name": "uploads", "paths": []}]),
         ("backup_files", [{"name": "up loads", "paths": ["/srv/app"]}]),
+        ("backup_archives", [{"name": "Old", "paths": ["/srv/app"], "days": 90}]),
+        ("backup_archives", [{"name": "old", "paths": ["srv/app"], "days": 90}]),
+        ("backup_archives", [{"name": "old", "paths": ["/srv/app"], "days": 0}]),
+        ("backup_archives", [{"name": "old", "paths": ["/srv/app"], "days": 90, "keep_days": -1}]),
+        ("backup_search", [{"name": "se arch", "url": "https://search1:9200", "repository": "backups"}]),
+        ("backup_search", [{"name": "search", "url": "search1:9200", "repository": "backups"}]),
+        ("backup_search", [{**SEARCH, "url": "http://search1:9200"}]),
     ],
     ids=str,
 )

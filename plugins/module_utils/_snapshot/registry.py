@@ -15,10 +15,11 @@ from .postgresql_logical import Logical
 from .redis import Redis
 from .repository import LocalPath, Repository
 from .s3 import S3
+from .search import Search
 from .sftp import Sftp
 from .sources import Source
 
-SOURCES: tuple[type[Source], ...] = (Physical, Logical, Files, Redis, Archive)
+SOURCES: tuple[type[Source], ...] = (Physical, Logical, Files, Redis, Search, Archive)
 TYPES: dict[str, type[Source]] = {source.kind: source for source in SOURCES}
 KINDS: dict[str, type[Repository]] = {"path": LocalPath, "sftp": Sftp, "s3": S3}
 
