@@ -25,6 +25,7 @@ TARGET = {"by_hand": 1.05, "pipeline": 3.0, "incremental": 0.1}
 DATABASE, TREE = "database", "files"
 PLACE = "/srv/bench"
 CONFIGURATION = "/etc/postgresql/17/main"
+DATA = "/var/lib/postgresql/17/main"
 BIN = "/usr/lib/postgresql/17/bin"
 AS_POSTGRES = "runuser -u postgres --"
 CIPHER = f"openssl enc -aes-256-cbc -pbkdf2 -iter 600000 -pass file:{PLACE}/key"
@@ -44,6 +45,11 @@ COUNTS = "SELECT count(*), sum(hashint4(aid)::bigint), sum(abalance) FROM pgbenc
 def ask(port: int = 5432, database: str = "bench") -> str:
     """A query of the table that is compared, on the real server or on one beside it."""
     return f"{AS_POSTGRES} psql -XAtq -p {port} -d {database} -c '{COUNTS}'"
+
+
+def unit(verb: str) -> str:
+    """Something done with the real server by systemctl."""
+    return f"systemctl {verb} postgresql@17-main"
 
 
 def digest(folder: str) -> str:
@@ -90,11 +96,12 @@ def ways() -> list[Way]:
             "pgBackRest by hand",
             DATABASE,
             f"{PGBACKREST} backup --type=full",
-            f"{PGBACKREST} restore --set={label} --pg1-path={PLACE}/data --type=immediate"
-            f" --target-action=promote --archive-mode=off && {START}",
-            ask(5499),
-            before=f"install -d -o postgres -m 700 {PLACE}/data",
-            tidy=STOP,
+            # As ours, it ends with the restored data live, and the former ones beside them.
+            f"{unit('stop')} && mv {DATA} {DATA}.former && install -d -o postgres -g postgres -m 700 {DATA}"
+            f" && {PGBACKREST} restore --set={label} --type=immediate --target-action=promote --archive-mode=off"
+            f" && {unit('start')}",
+            ask(),
+            tidy=f"{unit('stop')} && rm -rf {DATA} && mv {DATA}.former {DATA} && {unit('start')}",
             kept=CLUSTERS,
         ),
         Way(

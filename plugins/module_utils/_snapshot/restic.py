@@ -71,6 +71,10 @@ class Restic:
         """Such as ``restic 0.18.0``."""
         return " ".join(self._call("ask restic for its version", "version").split()[:2])
 
+    def _since_15(self, option: str) -> list[str]:
+        """An option that 0.15 brought, where it is known."""
+        return [option] if _number(self.version) >= (0, 15) else []
+
     def _once(self, what: str) -> bool:
         """Whether it is still to be done in this run: there is one repository for all sources."""
         if what in self.context.done:
@@ -88,7 +92,9 @@ class Restic:
         :param wrapper: what restic is started by, if not by itself.
         """
         tags = f"set={set_id},source={self.source}"
-        command = ("backup", "--json", "--host", self.context.host, "--tag", tags, *options, "--", *paths)
+        # Nobody waits for an estimate, for which all would be looked at twice.
+        given = [*self._since_15("--no-scan"), *options]
+        command = ("backup", "--json", "--host", self.context.host, "--tag", tags, *given, "--", *paths)
         try:
             shown = self._save(command, wrapper)
         except EngineFailed as error:
@@ -125,8 +131,7 @@ class Restic:
 
         :raises NotFound: when there is no such snapshot. :raises Damaged: when it cannot be read in full.
         """
-        # Before 0.15 it fills them.
-        sparse = ["--sparse"] if _number(self.version) >= (0, 15) else []
+        sparse = self._since_15("--sparse")  # earlier ones fill them
         try:
             self._run(f"restore {self.source} with restic", "restore", snapshot, "--target", target, *sparse, *options)
         except EngineFailed as error:
