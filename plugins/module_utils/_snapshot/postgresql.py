@@ -276,8 +276,8 @@ class Physical(Source):
             " FROM pg_control_system(), pg_settings WHERE name = 'wal_segment_size'",
             variables=[f"lsn={work['lsn']}"],
         ).split("|")
-        self._wait_for(work["archive"], last)
         backup = work["backup"]
+        self._wait_for(work["archive"], _segments(backup["archive"]["stop"], last, int(size)))
         info = backup["info"]
         return Member(
             source=self.name,
@@ -315,16 +315,16 @@ class Physical(Source):
             have.update(name[:24] for name in listed.split())
         return [segment for segment in segments if segment not in have]
 
-    def _wait_for(self, archive: str, segment: str) -> None:
-        """Waits until a segment of the log is in this repository, wherever else it is to go.
+    def _wait_for(self, archive: str, segments: Sequence[str]) -> None:
+        """Waits until log is in this repository, wherever else it is to go.
 
         :raises EngineFailed: when it does not come in time.
         """
         ends = time.monotonic() + ARCHIVED
-        while self._missing(archive, [segment]):
+        while missing := self._missing(archive, segments):
             if time.monotonic() >= ends:
                 raise EngineFailed(
-                    f"{self.name}: log {segment} is not in the archive after {ARCHIVED} s; PostgreSQL's own log says "
+                    f"{self.name}: log {missing[0]} is not in the archive after {ARCHIVED} s; PostgreSQL's own log says "
                     "what its archive_command met"
                 )
             time.sleep(PACE)
