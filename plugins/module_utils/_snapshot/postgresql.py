@@ -324,8 +324,8 @@ class Physical(Source):
         while missing := self._missing(archive, segments):
             if time.monotonic() >= ends:
                 raise EngineFailed(
-                    f"{self.name}: log {missing[0]} is not in the archive after {ARCHIVED} s; PostgreSQL's own log says "
-                    "what its archive_command met"
+                    f"{self.name}: log {missing[0]} is not in the archive after {ARCHIVED} s; PostgreSQL's own log "
+                    "says what its archive_command met"
                 )
             time.sleep(PACE)
 
