@@ -32,8 +32,8 @@ SOCKETS = "/var/run/postgresql"
 POINT = "vmfleet-"
 # Seconds until finished log is in the archive.
 ARCHIVED = 300
-# Seconds between two looks for it.
-PACE = 0.2
+# Seconds between the first two looks for it, and at most.
+PACE, SLOWEST = 0.05, 1.0
 # What a restore leaves in postgresql.auto.conf for the recovery; of no use after it.
 RECOVERY = (
     "restore_command",
@@ -320,14 +320,15 @@ class Physical(Source):
 
         :raises EngineFailed: when it does not come in time.
         """
-        ends = time.monotonic() + ARCHIVED
+        ends, pace = time.monotonic() + ARCHIVED, PACE
         while missing := self._missing(archive, segments):
             if time.monotonic() >= ends:
                 raise EngineFailed(
                     f"{self.name}: log {missing[0]} is not in the archive after {ARCHIVED} s; PostgreSQL's own log "
                     "says what its archive_command met"
                 )
-            time.sleep(PACE)
+            time.sleep(pace)
+            pace = min(2 * pace, SLOWEST)
 
     def _backup(self, label: str) -> dict[str, Any]:
         for entry in self._info()["backup"]:
