@@ -113,6 +113,16 @@ rc=0; backup restore sound --only postgresql --yes 2>/dev/null || rc=$?
 [ $rc != 0 ] && [ "$(live)" = "$rows" ] || die "a restore without its log ended with $rc, and $(live) rows are live"
 mv /root/log "$log"
 ends 0 verify sound
+folder=$(dirname "$log")
+segment=$(psql -c 'SELECT pg_walfile_name(pg_current_wal_insert_lsn())')
+psql shop -c 'CREATE TABLE another (); DROP TABLE another'
+install -o postgres -g postgres -m 640 "$log" "$folder/$segment-0123456789abcdef0123456789abcdef01234567.zst"
+ends 70 snapshot --only postgresql conflict
+grep -q 'that of another server' /root/said || die "a conflict was told as $(cat /root/said)"
+[ "$(sets)" = 'sound roomy' ] || die "a conflict: sets are $(sets)"
+rm "$folder/$segment-0123456789abcdef0123456789abcdef01234567.zst"
+ends 0 snapshot --only postgresql alone
+backup remove alone
 
 # A clock that was behind, and one that was ahead, of the engine itself: what it recorded then is no newest set, and costs
 # none its place.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import stat
@@ -24,7 +23,7 @@ from . import files
 from .beside import STAGING, remove
 from .model import ARCHIVE, Damaged, Member, Refused, now
 from .sources import Target
-from .tree import Facts, changes, differences, identity, index, is_below, leaves_out, marks
+from .tree import Facts, changes, differences, digest, identity, index, is_below, leaves_out, marks
 
 # Folders that a restore made, for whoever undoes it.
 MADE = "made.json"
@@ -66,11 +65,6 @@ def _is(path: str, facts: Facts) -> bool:
         return False
 
 
-def _digest(path: str) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 class Archive(files.Files):
     """See the module."""
 
@@ -108,7 +102,7 @@ class Archive(files.Files):
         due = self.due()
         for path, found in due.items():
             for name, facts in found.items():
-                facts["sha256"] = _digest(_at(path, name))
+                facts["sha256"] = digest(_at(path, name), "sha256")
         with open(f"{folder}/{files.INDEX}", "w", encoding="ascii") as handle:
             handle.write(json.dumps(due))
         listing = f"{folder}.list"
@@ -134,7 +128,7 @@ class Archive(files.Files):
             wrong += [
                 f"{name!r} has other content"
                 for name, facts in wanted[path].items()
-                if name in found and name not in moving and _digest(_at(place, name)) != facts["sha256"]
+                if name in found and name not in moving and digest(_at(place, name), "sha256") != facts["sha256"]
             ]
             if wrong:
                 raise Damaged(f"{self.name}: {path}: {len(wrong)} differences: {'; '.join(wrong[:3])}")

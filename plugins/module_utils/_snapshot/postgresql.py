@@ -9,6 +9,7 @@ called like the host.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -25,6 +26,7 @@ from .beside import STAGING, STARTED, Beside
 from .model import Damaged, EngineFailed, Member, Refused, Unavailable, parse_time
 from .postgresql_fence import Fence
 from .sources import PATIENCE, Source, Target
+from .tree import digest
 
 ACCOUNT = "postgres"
 SOCKETS = "/var/run/postgresql"
@@ -277,7 +279,7 @@ class Physical(Source):
             variables=[f"lsn={work['lsn']}"],
         ).split("|")
         backup = work["backup"]
-        self._wait_for(work["archive"], _segments(backup["archive"]["stop"], last, int(size)))
+        self._wait_for(work["archive"], _segments(backup["archive"]["start"], last, int(size)))
         info = backup["info"]
         return Member(
             source=self.name,
@@ -306,22 +308,33 @@ class Physical(Source):
             },
         )
 
-    def _missing(self, archive: str, segments: Sequence[str]) -> list[str]:
-        """Those segments of the log that are not in this repository."""
-        have: set[str] = set()
+    def _archived(self, archive: str, segments: Sequence[str]) -> dict[str, str]:
+        """Those segments of the log that are in this repository, and their digests, which are in the names there."""
+        have: dict[str, str] = {}
         for folder in sorted({segment[:16] for segment in segments}):
             path = f"archive/{self.context.host}/{archive}/{folder}"
             listed = self._pgbackrest("look for the log in the archive", "repo-ls", path)
-            have.update(name[:24] for name in listed.split())
-        return [segment for segment in segments if segment not in have]
+            have.update((name[:24], name[25:65]) for name in listed.split())
+        return {segment: have[segment] for segment in segments if segment in have}
 
     def _wait_for(self, archive: str, segments: Sequence[str]) -> None:
         """Waits until log is in this repository, wherever else it is to go.
 
-        :raises EngineFailed: when it does not come in time.
+        :raises EngineFailed: when it does not come in time, or that of another server is in its place.
         """
         ends, pace = time.monotonic() + ARCHIVED, PACE
-        while missing := self._missing(archive, segments):
+        while True:
+            have = self._archived(archive, segments)
+            for segment, known in have.items():
+                with contextlib.suppress(FileNotFoundError):  # what was archived may be gone here
+                    if digest(f"{self.options.data_directory}/pg_wal/{segment}", "sha1") != known:
+                        raise EngineFailed(
+                            f"{self.name}: log {segment} in the archive is that of another server, and nothing is "
+                            "written over it; find out who else archives there, and move it away"
+                        )
+            missing = [segment for segment in segments if segment not in have]
+            if not missing:
+                return
             if time.monotonic() >= ends:
                 raise EngineFailed(
                     f"{self.name}: log {missing[0]} is not in the archive after {ARCHIVED} s; PostgreSQL's own log "
@@ -345,8 +358,10 @@ class Physical(Source):
             raise self.context.damaged(error) from error
         if f"backup: {member.label}, status: invalid" in said or "status: error" in said:
             raise Damaged(f"{self.name}: {said.strip()[-1500:]}")
-        log = member.details.get("log")  # not in sets of former versions
-        missing = self._missing(log["archive"], _segments(log["first"], log["last"], log["size"])) if log else []
+        log = member.details.get("log") or {}  # not in sets of former versions
+        needed = _segments(log["first"], log["last"], log["size"]) if log else []
+        have = self._archived(log["archive"], needed) if needed else {}
+        missing = [segment for segment in needed if segment not in have]
         if missing:
             raise Damaged(f"{self.name}: {member.label} needs log that is not in the archive: {', '.join(missing[:3])}")
         proven: dict[str, Any] = {"engine": "verified"}

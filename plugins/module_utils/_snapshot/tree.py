@@ -137,6 +137,15 @@ def _attributes(path: str) -> dict[str, str]:
     return {name: hashlib.sha256(value).hexdigest() for name, value in sorted(values.items())}
 
 
+def digest(path: str, algorithm: str) -> str:
+    """The digest of a file's content, in hexadecimal. :raises FileNotFoundError:"""
+    found = hashlib.new(algorithm)  # hashlib.file_digest is of Python 3.11
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
 def changes(before: Mapping[str, Facts], after: Mapping[str, list[int]]) -> list[str]:
     """What was not the same all the time from an index of a tree to :func:`marks` of it."""
     gone_or_changed = [name for name, facts in before.items() if after.get(name) != facts["changed"]]
