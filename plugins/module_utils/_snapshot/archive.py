@@ -46,14 +46,14 @@ def _at(path: str, name: str) -> str:
     return os.path.normpath(os.path.join(path, name))
 
 
-def _folders(path: str, names: Iterable[str]) -> list[str]:
+def _folders(root: str, names: Iterable[str]) -> list[str]:
     """All folders that names of a path need, itself included, those above first."""
     found = set()
     for name in names:
-        folder = os.path.dirname(_at(path, name))
-        while is_below(folder, path) and folder not in found:
-            found.add(folder)
-            folder = os.path.dirname(folder)
+        place = os.path.dirname(_at(root, name))
+        while is_below(place, root) and place not in found:
+            found.add(place)
+            place = os.path.dirname(place)
     return sorted(found)
 
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import http.client
 import json
 import ssl
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +58,13 @@ class Cluster:
     def __init__(self, options: Options) -> None:
         self.options = options
 
+    def _connection(self, timeout: float) -> http.client.HTTPConnection:
+        url = urllib.parse.urlsplit(self.options.url)
+        if url.scheme == "http":
+            return http.client.HTTPConnection(url.netloc, timeout=timeout)
+        context = ssl.create_default_context(cafile=self.options.ca_file or None)
+        return http.client.HTTPSConnection(url.netloc, timeout=timeout, context=context)
+
     def ask(self, method: str, path: str, body: Any = None, *, absent: Any = None, timeout: float = 60) -> Any:
         """The answer. ``absent`` is what stands for 404, if that is no error.
 
@@ -70,20 +76,20 @@ class Cluster:
             with open(self.options.password_file, encoding="utf-8") as handle:
                 pair = f"{self.options.user}:{handle.read().strip()}"
             headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
-        data = None if body is None else json.dumps(body).encode()
-        url = self.options.url.rstrip("/") + path
-        request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310  # role backup has seen it
-        context = ssl.create_default_context(cafile=self.options.ca_file or None) if url.startswith("https:") else None
+        said = f"{method} {self.options.url.rstrip('/')}{path}: "
         try:
-            with urllib.request.urlopen(request, timeout=timeout, context=context) as answer:  # noqa: S310
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            if error.code == 404 and absent is not None:
+            with contextlib.closing(self._connection(timeout)) as connection:
+                connection.request(method, path, None if body is None else json.dumps(body), headers)
+                answer = connection.getresponse()
+                content = answer.read()
+            if answer.status == 404 and absent is not None:
                 return absent
-            said = f"{method} {url}: {error.code}: {error.read(500).decode(errors='replace')}"
-            raise (Denied if error.code in (401, 403) else EngineFailed)(said) from error
-        except (OSError, ValueError) as error:
-            raise EngineFailed(f"{method} {url}: {getattr(error, 'reason', error)}") from error
+            if answer.status < 300:
+                return json.loads(content)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise EngineFailed(f"{said}{error or type(error).__name__}") from error
+        refused = Denied if answer.status in (401, 403) else EngineFailed
+        raise refused(f"{said}{answer.status}: {content[:500].decode(errors='replace')}")
 
 
 class Search(Source):
