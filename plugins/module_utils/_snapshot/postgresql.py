@@ -280,6 +280,7 @@ class Physical(Source):
         ).split("|")
         backup = work["backup"]
         self._wait_for(work["archive"], _segments(backup["archive"]["start"], last, int(size)))
+        self._keep_histories(work["archive"])
         info = backup["info"]
         return Member(
             source=self.name,
@@ -342,6 +343,19 @@ class Physical(Source):
                 )
             time.sleep(pace)
             pace = min(2 * pace, SLOWEST)
+
+    def _keep_histories(self, archive: str) -> None:
+        """Brings the histories of timelines to this repository, which may be younger than they are. Without them
+        nothing of a later one than the first can be restored.
+        """
+        folder = f"{self.options.data_directory}/pg_wal"
+        own = sorted(name for name in os.listdir(folder) if name.endswith(".history"))
+        if own:
+            path = f"archive/{self.context.host}/{archive}"
+            have = self._pgbackrest("look for histories in the archive", "repo-ls", path).split()
+            for name in own:
+                if name not in have:
+                    self._pgbackrest(f"archive {name}", "archive-push", "--no-archive-async", f"{folder}/{name}")
 
     def _backup(self, label: str) -> dict[str, Any]:
         for entry in self._info()["backup"]:
