@@ -32,7 +32,7 @@ STATIC = {"images": ("fleet", "image", "--release", "all"), "lint": ("lint",), "
 # Scenarios of Molecule at once, while the integration tests run and alone. More starve each other: what one stops
 # then has work in its hands.
 SCENARIOS = {True: 1, False: 2}
-# Scenarios that put load on a balancer and count what comes of it: one at a time, and not beside integration tests.
+# Scenarios that put load on a balancer and count what comes of it: beside nothing else.
 LOADED = ("haproxy", "nginx")
 
 
@@ -131,10 +131,13 @@ class Room:
     def run(self, name: str) -> tuple[str, str, float]:
         """:func:`scenario`, when there is room for it."""
         with contextlib.ExitStack() as held:
+            wanted = 1
             if name in LOADED:
                 held.enter_context(self.load)
                 self.quiet.wait()
-            held.enter_context(self.lanes)
+                wanted = SCENARIOS[False]
+            for _lane in range(wanted):
+                held.enter_context(self.lanes)
             return scenario(name)
 
 
