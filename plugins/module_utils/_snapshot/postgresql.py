@@ -14,6 +14,7 @@ import datetime
 import json
 import os
 import pwd
+import re
 import shutil
 import sys
 import time
@@ -44,6 +45,8 @@ RECOVERY = (
 # pgBackRest's codes for a stanza: those with which one can work, and those by which there is none. All others tell of a
 # repository that it could not read.
 USABLE, MISSING = (0, 2), (1, 3)
+# Log as pgBackRest names it: segment and SHA-1.
+SEGMENT = re.compile("([0-9A-F]{24})-([0-9a-f]{40})")
 NOT_LATER = "is not later than latest backup label"
 
 
@@ -315,7 +318,8 @@ class Physical(Source):
         for folder in sorted({segment[:16] for segment in segments}):
             path = f"archive/{self.context.host}/{archive}/{folder}"
             listed = self._pgbackrest("look for the log in the archive", "repo-ls", path)
-            have.update((name[:24], name[25:65]) for name in listed.split())
+            # Not the histories of copies, which begin like their segment.
+            have.update(SEGMENT.findall(listed))
         return {segment: have[segment] for segment in segments if segment in have}
 
     def _wait_for(self, archive: str, segments: Sequence[str]) -> None:
