@@ -11,7 +11,10 @@ echo '[{"type": "files", "name": "inner", "paths": ["/srv/disk/inner"]},
 head -c 8000000 /dev/urandom >$disk/inner/big
 cp $disk/inner/big $disk/outer/big
 # Each number is in both files before the next one comes, and never in the first one alone for long.
-(i=0; while [ -e $disk/inner ]; do i=$((i + 1)); echo $i >$disk/inner/data/a; echo $i >$disk/inner/data/z; done 2>/dev/null) &
+put() { echo "$2" >"$1.new" && mv "$1.new" "$1"; }
+put $disk/inner/data/a 0
+put $disk/inner/data/z 0
+(i=0; while [ -e $disk/inner ]; do i=$((i + 1)); put $disk/inner/data/a $i; put $disk/inner/data/z $i; done 2>/dev/null) &
 writer=$!
 left() { find $disk -name '.vmfleet-snapshot*' | wc -l; }
 
