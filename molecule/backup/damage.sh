@@ -114,7 +114,8 @@ rc=0; backup restore sound --only postgresql --yes 2>/dev/null || rc=$?
 mv /root/log "$log"
 ends 0 verify sound
 folder=$(dirname "$log")
-segment=$(psql -c 'SELECT pg_walfile_name(pg_current_wal_insert_lsn())')
+# The next one: a copy begins with a new segment.
+segment=$(psql -c 'SELECT pg_walfile_name(pg_current_wal_insert_lsn() + 16777216)')
 psql shop -c 'CREATE TABLE another (); DROP TABLE another'
 install -o postgres -g postgres -m 640 "$log" "$folder/$segment-0123456789abcdef0123456789abcdef01234567.zst"
 ends 70 snapshot --only postgresql conflict
