@@ -126,6 +126,7 @@ class Room:
 
     lanes: threading.Semaphore
     quiet: threading.Event
+    # Two that each held one lane would wait for each other for ever.
     load: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, name: str) -> tuple[str, str, float]:

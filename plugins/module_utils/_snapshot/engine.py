@@ -296,7 +296,7 @@ class Engine:
 
         :param names: of archives; by default all that something is due of.
         :return: of each set that was made its id, ``archived``, ``removed`` and ``left``, numbers of files.
-        :raises SnapshotError: then nothing of that archive was removed.
+        :raises SnapshotError: then nothing was removed that is not in a proven set.
         """
         outcomes = []
         archives = [source for source in self.sources if isinstance(source, Archive)]
