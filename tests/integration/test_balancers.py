@@ -395,14 +395,15 @@ class Trial:
             assert self.config(name) == before[name]
         self.done["misconfigured"] += 1
 
+    def logged(self, request: Answer, balancer: str) -> str:
+        """What the balancer wrote down about a request."""
+        log = f"/var/log/{KINDS[balancer]}/access.log"
+        return self.hosts[balancer].sh(f"grep -F '/?{request.tag} ' {log}", check=False).strip()
+
     def culprit(self, lost: Answer, balancer: str) -> str:
         """The fault that hit a server while it had this request, as the balancer's log tells; empty if none did."""
-        if KINDS[balancer] == "nginx":
-            log, sent_to = "cat /var/log/nginx/access.log", r"(\d[\d.]+):8081 [\d.-]"
-        else:
-            log, sent_to = "cat /var/log/haproxy/access.log", r" api\w*/(app\d) "
-        line = self.hosts[balancer].sh(f"{log} | grep -F '/?{lost.tag} '", check=False)
-        found = re.search(sent_to, line)
+        sent_to = r"(\d[\d.]+):8081 [\d.-]" if KINDS[balancer] == "nginx" else r" api\w*/(app\d) "
+        found = re.search(sent_to, self.logged(lost, balancer))
         names = {address(self.hosts[name]): name for name in servers(self.hosts)}
         server = names.get(found[1], found[1]) if found else ""
         for kind, name, begun, ended in self.faults:
@@ -475,6 +476,7 @@ def test_no_request_is_lost_while_servers_fail_and_balancers_change(hosts: dict[
         )
         failures += [
             f"{name}, {trial.step_at(answer.begun)}: {answer} {load.errors.get(answer.tag, '')}"
+            f" {trial.logged(answer, name)}"
             for answer in unexplained
         ]
         failures += [f"{name}: {tag} was done twice" for tag in twice]
