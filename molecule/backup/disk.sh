@@ -19,8 +19,8 @@ fi
 root_shell -euc '
     loop=$(losetup -f --show "/proc/$1/root/srv/disk.img")
     nsenter -t "$1" -m sh -euc "
-        rm -f /srv/disk.device
-        mknod /srv/disk.device b 7 \"\$1\"
-        mount -t btrfs /srv/disk.device /srv/disk" sh "${loop#/dev/loop}"
+        rm -f /dev/loop\$1
+        mknod /dev/loop\$1 b 7 \$1
+        mount -t btrfs /dev/loop\$1 /srv/disk" sh "${loop#/dev/loop}"
     # With the mount it goes too.
     losetup -d "$loop"' sh "$pid"

@@ -44,3 +44,26 @@ on "$store" 'cd /etc/vmfleet/backup/ssh
     [ $rc = 77 ] && vmfleet-backup list' || die 'another host was trusted'
 # Neither settings nor logs have the secret.
 ends 1 'grep -rsF this+test /etc/vmfleet/backup/settings.json /var/lib/vmfleet /var/log /run/log; [ $? = 0 ]'
+
+# Another host that has its sets in the same store prunes them while this one makes a set.
+on "$host" 'tar -C /etc/vmfleet/backup -c remote settings.json' | docker exec -i "$store" sh -ec 'tar -C /root -x
+    mv /root/remote /etc/vmfleet/backup/remote
+    cp -p /etc/vmfleet/backup/settings.json /root/own.json
+    python3 -c "
+import json
+settings = json.load(open(\"/root/own.json\"))
+settings[\"repositories\"].append(json.load(open(\"/root/settings.json\"))[\"repositories\"][0])
+json.dump(settings, open(\"/etc/vmfleet/backup/settings.json\", \"w\"))"'
+on "$store" 'for name in one two; do vmfleet-backup --repository remote snapshot --only uploads "$name"; done'
+(
+    on "$host" 'until pgrep -f "pgbackrest .* backup " >/dev/null; do sleep 0.05; done'
+    on "$store" 'vmfleet-backup --repository remote prune'
+) &
+pruning=$!
+ends 0 'vmfleet-backup snapshot --only postgresql,uploads --full beside'
+wait $pruning || die 'the other host could not prune'
+[ "$(on "$store" 'vmfleet-backup --repository remote list' | cut -d' ' -f3)" = two ] || die 'the other host pruned nothing'
+ends 0 'vmfleet-backup verify beside --thorough && vmfleet-backup remove beside'
+on "$store" 'vmfleet-backup --repository remote remove two
+    mv /root/own.json /etc/vmfleet/backup/settings.json
+    rm -r /etc/vmfleet/backup/remote /root/settings.json'

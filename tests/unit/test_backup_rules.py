@@ -32,6 +32,7 @@ STORE = {
     "secret_key": "only/for+tests",
 }
 SEARCH = {"name": "search", "url": "https://search1:9200", "repository": "backups", "user": "a", "password": "b"}
+VOLUMES = {"name": "volumes", "region": "eu-central-1", "instance": "i-0123456789abcdef0"}
 FOUND = {
     "inventory_hostname": "db1",
     "group_names": ["db_primary"],
@@ -56,6 +57,7 @@ def test_what_is_sound_is_taken() -> None:
     assert refused(backup_repositories=[{**FOLDER, "key": "another-key-of-more-than-twenty"}], backup_key="") == set()
     assert refused(backup_state="absent", backup_key="") == set()
     assert refused(backup_archives=[{"name": "old", "paths": ["/srv/app"], "days": 90, "keep_days": 0}]) == set()
+    assert refused(backup_ebs=[VOLUMES, {**VOLUMES, "name": "own", "access_key": "a", "secret_key": "b/c+"}]) == set()
     assert refused(backup_search=[SEARCH, {**SEARCH, "name": "local", "url": "http://127.0.0.1:9200"}]) == set()
 
 
@@ -128,6 +130,11 @@ def test_what_the_release_cannot_do_is_refused() -> None:
         ("backup_search", [{"name": "se arch", "url": "https://search1:9200", "repository": "backups"}]),
         ("backup_search", [{"name": "search", "url": "search1:9200", "repository": "backups"}]),
         ("backup_search", [{**SEARCH, "url": "http://search1:9200"}]),
+        ("backup_ebs", [VOLUMES, VOLUMES]),
+        ("backup_ebs", [{**VOLUMES, "region": "Frankfurt"}]),
+        ("backup_ebs", [{**VOLUMES, "instance": "db1"}]),
+        ("backup_ebs", [{**VOLUMES, "access_key": "alone"}]),
+        ("backup_ebs", [{**VOLUMES, "access_key": "a", "secret_key": "two\nlines"}]),
     ],
     ids=str,
 )

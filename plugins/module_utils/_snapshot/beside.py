@@ -38,6 +38,14 @@ def _rename(old: str, new: str) -> None:
         fsync_directory(folder)
 
 
+def systemctl(context: Context, verb: str, units: Sequence[str]) -> None:
+    """Starts or stops units. :raises EngineFailed: when one does not."""
+    if units:
+        # A service that has lost its data may have failed too often to be started again.
+        run_command({"argv": ["systemctl", "reset-failed", *units], "timeout": STARTED})
+        context.command(f"{verb} {', '.join(units)}", ["systemctl", verb, *units], timeout=STARTED)
+
+
 class Beside:
     """``start`` are those of the ``units`` that run when all is done.
 
@@ -73,22 +81,16 @@ class Beside:
                 raise Refused(f"{', '.join(points)}: is mounted there, and {path} can only be swapped without it")
         return {path: os.path.lexists(path) for path in places}
 
-    def _systemctl(self, verb: str, units: Sequence[str]) -> None:
-        if units:
-            # A service that has lost its data may have failed too often to be started again.
-            run_command({"argv": ["systemctl", "reset-failed", *units], "timeout": STARTED})
-            self.context.command(f"{verb} {', '.join(units)}", ["systemctl", verb, *units], timeout=STARTED)
-
     def swap(self, existed: Mapping[str, bool], places: Mapping[str, str]) -> None:
         """:raises EngineFailed: when a unit does not stop or start."""
-        self._systemctl("stop", self.units)
+        systemctl(self.context, "stop", self.units)
         for path in existed:
             if os.path.lexists(path):
                 _rename(path, path + FORMER)
             _rename(places[path], path)
             self.carry(path + FORMER, path)
             remove(path + STAGING)
-        self._systemctl("start", self.start)
+        systemctl(self.context, "start", self.start)
 
     def undo(self, existed: Mapping[str, bool], places: Mapping[str, str]) -> None:
         """What was live before is so again, and nothing is left beside it."""
@@ -98,7 +100,7 @@ class Beside:
             if os.path.lexists(path + FORMER) or (not was and not os.path.lexists(places[path]))
         ]
         if swapped:
-            self._systemctl("stop", self.units)
+            systemctl(self.context, "stop", self.units)
         for path in swapped:
             remove(path + STAGING)
             if os.path.lexists(path):
@@ -110,7 +112,7 @@ class Beside:
         for path in existed:
             remove(path + STAGING)
         if all(map(os.path.lexists, existed)):
-            self._systemctl("start", self.start)
+            systemctl(self.context, "start", self.start)
 
     @staticmethod
     def commit(existed: Mapping[str, bool]) -> None:

@@ -62,9 +62,10 @@ class Catalogue:
     def begin(self, manifest: Manifest) -> None:
         """Notes that a set is being made, before anything is.
 
-        :raises Refused: when there is one of that name.
+        :raises Refused: when there is one of that name, or the repository would not keep it as it was told to.
         :raises WrongKey: when there are sets of another key.
         """
+        self.repository.ready()
         have = self.ids()
         if manifest.id in have:
             raise Refused(f"set {manifest.id} is there already; sets are never overwritten")

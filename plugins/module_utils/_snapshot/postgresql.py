@@ -138,14 +138,30 @@ class Scratch(Server):
         except EngineFailed as error:
             raise self._failure(error) from error
 
-    def promoted(self) -> None:
-        """Waits for the end of its recovery. :raises EngineFailed: when it cannot reach its target."""
-        waiting = "DO $$BEGIN WHILE pg_is_in_recovery() LOOP PERFORM pg_sleep(0.1); END LOOP; END$$;"
+    def promoted(self) -> dict[str, str]:
+        """Waits for the end of its recovery, after which it neither aims at that target again nor archives.
+
+        Returns ``system``, ``timeline``, ``lsn`` and the ``moment`` of the last transaction that the log had; without
+        one it is empty, and the moment is that of the copy.
+
+        :raises EngineFailed: when it cannot reach its target.
+        """
+        # Until commit the log waits: an archive that had a timeline which was then undone would lead others to it.
+        changes = [*(f"RESET {name}" for name in RECOVERY), "SET archive_command = ''"]
+        wait = "DO $$BEGIN WHILE pg_is_in_recovery() LOOP PERFORM pg_sleep(0.02); END LOOP; END$$"
+        # The control file will know the timeline after the next checkpoint, that of the stop.
+        tell = (
+            "SELECT system_identifier, ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int,"
+            " pg_current_wal_lsn(), to_char(pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC',"
+            " 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM pg_control_system()"
+        )
         try:
-            # The checkpoint writes the new timeline where it is asked for.
-            self.ask(f"{waiting} CHECKPOINT;", timeout=PATIENCE)
+            told = self.ask(
+                ";\n".join([wait, tell, *(f"ALTER SYSTEM {change}" for change in changes)]), timeout=PATIENCE
+            )
         except EngineFailed as error:
             raise self._failure(error) from error
+        return dict(zip(("system", "timeline", "lsn", "moment"), told.split("|")))
 
     def _failure(self, error: EngineFailed) -> EngineFailed:
         try:
@@ -244,29 +260,27 @@ class Physical(Source):
         old = 0 < self.context.full_days * 86400 <= time.time() - newest
         kind = "full" if full or old else "incr"
         try:
-            self._pgbackrest("copy the cluster", "backup", f"--type={kind}")
+            self._back_up(kind)
         except EngineFailed as error:
             # Where a full copy was removed again, as that of a set which failed later, none builds on an earlier one.
             if kind == "full" or NOT_LATER not in str(error):
                 raise
-            self._pgbackrest("copy the cluster", "backup", "--type=full")
-        stanza = self._info()
-        made = [entry for entry in stanza["backup"] if entry["label"] not in former]
-        if len(made) != 1:
-            raise EngineFailed(
-                f"{self.name}: pgBackRest has made one copy, and the repository tells of {len(made)}; look whether "
-                "it keeps what it accepts, and whether somebody else makes copies in it"
-            )
-        (backup,) = made
-        if backup.get("error"):
-            raise Damaged(f"{self.name}: pages of the cluster do not agree with their checksums; see pgBackRest's log")
-        (version,) = [entry["version"] for entry in stanza["db"] if entry["id"] == backup["database"]["id"]]
-        return {"backup": backup, "archive": f"{version}-{backup['database']['id']}"}
+            self._back_up("full")
+        return {"former": sorted(former)}
+
+    def _back_up(self, kind: str) -> None:
+        # The set waits for its log itself, in this repository alone; pgBackRest would wait at both ends of the copy.
+        self._pgbackrest("copy the cluster", "backup", f"--type={kind}", "--no-archive-check")
 
     def mark(self, set_id: str, work: dict[str, Any]) -> dict[str, Any]:
-        # The set's moment is a named point in the log.
-        query = "SELECT pg_create_restore_point(:'point')"
-        return {"lsn": self._server.ask(query, variables=[f"point={POINT}{set_id}"])}
+        # The set's moment is a named point in the log, which is finished with it: it is archived from here on.
+        lsn, last, size, system, _switched = self._server.ask(
+            "SELECT lsn, pg_walfile_name(lsn), setting, system_identifier, pg_switch_wal()"
+            " FROM pg_create_restore_point(:'point') lsn, pg_control_system(), pg_settings"
+            " WHERE name = 'wal_segment_size'",
+            variables=[f"point={POINT}{set_id}"],
+        ).split("|")
+        return {"lsn": lsn, "last": last, "segment": int(size), "system": system}
 
     def fence(self, seconds: float) -> dict[str, Any]:
         return Fence(self._server, ACCOUNT).close(seconds)
@@ -276,14 +290,10 @@ class Physical(Source):
         return f"{self.name}: {said}" if said else ""
 
     def finish(self, set_id: str, work: dict[str, Any]) -> Member:
-        system, last, size, _switched = self._server.ask(
-            "SELECT system_identifier, pg_walfile_name(:'lsn'), setting, pg_switch_wal()"
-            " FROM pg_control_system(), pg_settings WHERE name = 'wal_segment_size'",
-            variables=[f"lsn={work['lsn']}"],
-        ).split("|")
-        backup = work["backup"]
-        self._wait_for(work["archive"], _segments(backup["archive"]["start"], last, int(size)))
-        self._keep_histories(work["archive"])
+        backup, archive = self._made(work["former"])
+        first, last, size = backup["archive"]["start"], work["last"], work["segment"]
+        self._wait_for(archive, _segments(first, last, size))
+        self._keep_histories(archive)
         info = backup["info"]
         return Member(
             source=self.name,
@@ -298,7 +308,7 @@ class Physical(Source):
             details={
                 "kind": backup["type"],
                 "needs": backup.get("reference") or [],
-                "system": system,
+                "system": work["system"],
                 "version": self.options.version,
                 "timeline": int(backup["archive"]["stop"][:8], 16),
                 "lsn_start": backup["lsn"]["start"],
@@ -306,11 +316,24 @@ class Physical(Source):
                 "lsn": work["lsn"],
                 "point": f"{POINT}{set_id}",
                 # Without this log, from the beginning of the copy to the point, it cannot be restored.
-                "log": {
-                    "archive": work["archive"], "first": backup["archive"]["start"], "last": last, "size": int(size)
-                },
+                "log": {"archive": archive, "first": first, "last": last, "size": size},
             },
         )
+
+    def _made(self, former: Sequence[str]) -> tuple[dict[str, Any], str]:
+        """The copy that was made beside ``former`` ones, and the name of its archive. :raises EngineFailed:"""
+        stanza = self._info()
+        made = [entry for entry in stanza["backup"] if entry["label"] not in former]
+        if len(made) != 1:
+            raise EngineFailed(
+                f"{self.name}: pgBackRest has made one copy, and the repository tells of {len(made)}; look whether "
+                "it keeps what it accepts, and whether somebody else makes copies in it"
+            )
+        (backup,) = made
+        if backup.get("error"):
+            raise Damaged(f"{self.name}: pages of the cluster do not agree with their checksums; see pgBackRest's log")
+        (version,) = [entry["version"] for entry in stanza["db"] if entry["id"] == backup["database"]["id"]]
+        return backup, f"{version}-{backup['database']['id']}"
 
     def _archived(self, archive: str, segments: Sequence[str]) -> dict[str, str]:
         """Those segments of the log that are in this repository, and their digests, which are in the names there."""
@@ -492,18 +515,9 @@ class Physical(Source):
         server = Scratch(self, staging)
         try:
             server.start(f"{self.options.config_directory}/postgresql.conf")
-            server.promoted()
-            # The moment is that of the last transaction which the log had; without one it is that of the copy.
-            proven = dict(zip(("system", "timeline", "lsn", "moment"), server.ask(
-                "SELECT system_identifier, timeline_id, pg_current_wal_lsn(), to_char(pg_last_xact_replay_timestamp()"
-                " AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
-                " FROM pg_control_system(), pg_control_checkpoint()"
-            ).split("|")))  # fmt: skip
+            proven = server.promoted()
             if proven["system"] != choice["system"]:
                 raise Damaged(f"{self.name}: restored system {proven['system']} instead of {choice['system']}")
-            # Until commit the log waits: an archive that had a timeline which was then undone would lead others to it.
-            changes = [*(f"RESET {name}" for name in RECOVERY), "SET archive_command = ''"]
-            server.ask("".join(f"ALTER SYSTEM {change};\n" for change in changes))
         finally:
             server.stop()
         os.unlink(server.log)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .archive import Archive
+from .ebs import Volumes
 from .files import Files
 from .model import Key, Refused
 from .postgresql import Physical
@@ -19,7 +20,7 @@ from .search import Search
 from .sftp import Sftp
 from .sources import Source
 
-SOURCES: tuple[type[Source], ...] = (Physical, Logical, Files, Redis, Search, Archive)
+SOURCES: tuple[type[Source], ...] = (Physical, Logical, Files, Redis, Search, Volumes, Archive)
 TYPES: dict[str, type[Source]] = {source.kind: source for source in SOURCES}
 KINDS: dict[str, type[Repository]] = {"path": LocalPath, "sftp": Sftp, "s3": S3}
 

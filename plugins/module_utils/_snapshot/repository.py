@@ -38,6 +38,10 @@ class Repository(abc.ABC):
         """The file by which pgBackRest knows this repository and no other one."""
         return f"{FOLDER}/{self.name}/pgbackrest.conf"
 
+    def ready(self) -> None:
+        """Proves that it would keep a set as it was told to. :raises Refused:"""
+        return
+
     @abc.abstractmethod
     def put(self, name: str, content: bytes) -> None:
         """Stores an object as a whole, durably, over a former one.

@@ -1,28 +1,27 @@
 # Copyright (c) vmfleet.ops maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A bucket of a store that speaks S3, over TLS. Objects of the catalogue go by boto3, which only such hosts have."""
+"""A bucket of a store that speaks S3, over TLS. Objects of the catalogue go by boto3."""
 
 from __future__ import annotations
 
-import configparser
+import base64
 import contextlib
 import functools
-import os
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from .model import Denied, NotFound, Unavailable
+from . import aws
+from .model import Denied, NotFound, Refused, Unavailable
 from .repository import Repository, ResticPlace
 
-# Seconds to wait for a connection, and for an answer; and how often to ask.
-CONNECT, ANSWER, ATTEMPTS = 10, 60, 4
 DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
-ABSENT = ("NoSuchKey", "404")
+ABSENT = ("NoSuchKey", "ObjectLockConfigurationNotFoundError", "404")
 
 
 class S3(Repository):
     """``options``: endpoint (a URL), bucket, prefix (may be empty), region, path_style, storage_class (may be empty),
-    credentials_file (as AWS' own tools have it), ca_file (may be empty).
+    credentials_file (as AWS' own tools have it), ca_file (may be empty), lock_days (0 without).
     """
 
     def _option(self, name: str) -> str:
@@ -33,41 +32,15 @@ class S3(Repository):
 
     @functools.cached_property
     def _client(self) -> Any:
-        try:
-            import boto3
-            from botocore.config import Config
-        except ImportError as error:
-            raise Unavailable(
-                f"repository {self.name}: {error}; apply role vmfleet.ops.backup, which installs python3-boto3"
-            ) from None
-        # Checksums in trailers, the default of later versions, are unknown to many stores; TLS protects what is sent.
-        for name in ("REQUEST_CHECKSUM_CALCULATION", "RESPONSE_CHECKSUM_VALIDATION"):
-            os.environ.setdefault(f"AWS_{name}", "when_required")
-        access_key, secret_key = self._credentials()
-        return boto3.session.Session().client(
+        return aws.client(
+            f"repository {self.name}",
             "s3",
-            endpoint_url=self._option("endpoint"),
-            region_name=self._option("region"),
-            aws_access_key_id=access_key,
-            aws_secret_access_key=secret_key,
-            verify=self._option("ca_file") or True,
-            config=Config(
-                connect_timeout=CONNECT,
-                read_timeout=ANSWER,
-                retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-                s3={"addressing_style": "path" if self.options.get("path_style") else "virtual"},
-            ),
+            region=self._option("region"),
+            endpoint=self._option("endpoint"),
+            credentials_file=self._option("credentials_file"),
+            ca_file=self._option("ca_file"),
+            path_style=bool(self.options.get("path_style")),
         )
-
-    def _credentials(self) -> tuple[str, str]:
-        path = self._option("credentials_file")
-        parser = configparser.RawConfigParser()
-        try:
-            with open(path, encoding="utf-8") as handle:
-                parser.read_file(handle)
-            return parser.get("default", "aws_access_key_id"), parser.get("default", "aws_secret_access_key")
-        except (OSError, configparser.Error) as error:
-            raise Denied(f"{path}: {type(error).__name__}; apply role vmfleet.ops.backup") from None
 
     @contextlib.contextmanager
     def _asking(self, purpose: str, key: str = "") -> Iterator[Any]:
@@ -101,10 +74,31 @@ class S3(Repository):
         what = f"repository {self.name}: {purpose} s3://{self._option('bucket')}/{key}"
         return Unavailable(f"{what}: {self._option('endpoint')} answers with something else; try again")
 
+    def ready(self) -> None:
+        # The bucket locks whatever is put there, by whom ever: restic and pgBackRest set no locks.
+        wanted = int(self.options.get("lock_days") or 0)
+        if not wanted:
+            return
+        bucket = self._option("bucket")
+        try:
+            with self._asking("ask for the lock of") as client:
+                found = client.get_object_lock_configuration(Bucket=bucket)["ObjectLockConfiguration"]
+        except NotFound:
+            found = {}
+        kept = found.get("Rule", {}).get("DefaultRetention", {})
+        days = kept.get("Days") or 365 * (kept.get("Years") or 0)
+        if days < wanted:
+            raise Refused(
+                f"repository {self.name}: bucket {bucket} locks objects for {days} days, and lock_days is {wanted}; "
+                "give it that default retention, which needs a bucket that was made with locks, or say less"
+            )
+
     def put(self, name: str, content: bytes) -> None:
         key = self._key(name)
+        # Stores take nothing that is to be locked without it.
+        md5 = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
         with self._asking("put", key) as client:
-            answer = client.put_object(Bucket=self._option("bucket"), Key=key, Body=content)
+            answer = client.put_object(Bucket=self._option("bucket"), Key=key, Body=content, ContentMD5=md5)
         if "ETag" not in answer:
             raise self._no_answer("put", key)
 

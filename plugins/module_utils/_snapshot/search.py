@@ -109,8 +109,9 @@ class Search(Source):
 
     @property
     def _prefix(self) -> str:
-        """Of the snapshots of this source and host, and of no others in the same repository."""
-        return f"vmfleet-{hashlib.sha256(f'{self.context.host}/{self.name}'.encode()).hexdigest()[:12]}-"
+        """Of the snapshots for sets of this source, host and repository, and of no others that the cluster has."""
+        owner = f"{self.context.repository.name}/{self.context.host}/{self.name}"
+        return f"vmfleet-{hashlib.sha256(owner.encode()).hexdigest()[:12]}-"
 
     @property
     def _former(self) -> str:

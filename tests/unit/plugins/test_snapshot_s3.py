@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot import s3
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot import aws
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.model import Denied, Key, NotFound, Unavailable
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.s3 import S3
 from cryptography import x509
@@ -94,7 +94,7 @@ CALLS: tuple[Callable[[S3, str], object], ...] = (S3.names, S3.get, S3.delete, p
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    monkeypatch.setattr(aws, "ATTEMPTS", 1)
 
 
 def test_objects_are_put_listed_read_and_deleted(store: dict[str, Any]) -> None:

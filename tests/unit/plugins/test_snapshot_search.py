@@ -101,6 +101,15 @@ def test_a_snapshot_that_is_not_whole_is_none(source: Search, cluster: Standin, 
     assert cluster.snapshots == {}
 
 
+def test_pruning_leaves_what_sets_in_another_repository_need(source: Search, cluster: Standin, tmp_path: Path) -> None:
+    other = LocalPath("other", Key("/key", "id", b"mac"), {"path": str(tmp_path)})
+    elsewhere = Search("search", source.options, Context("db1", other, str(tmp_path), lambda line: None))
+    source.copy("one", full=False)
+    kept = elsewhere.copy("one", full=False)
+    source.prune([])
+    assert list(cluster.snapshots) == [kept.label]
+
+
 def test_a_restore_never_goes_without_the_former_data(source: Search, cluster: Standin) -> None:
     member = source.copy("one", full=False)
     choice = source.choose(member, [member], Target())
