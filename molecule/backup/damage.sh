@@ -34,13 +34,7 @@ install -d -m 700 $place/catalogue $place/restic
 install -d -m 750 -o postgres -g postgres $place/pgbackrest
 stanza=$(hostname)
 pgbackrest() { runuser -u postgres -- pgbackrest --config=/etc/vmfleet/backup/local/pgbackrest.conf --stanza="$stanza" "$@"; }
-# The server may be archiving, and holds a lock then.
-tries=0
-until pgbackrest stanza-create 2>/root/said; do
-    tries=$((tries + 1))
-    [ $tries -lt 30 ] || die "no stanza: $(cat /root/said)"
-    sleep 1
-done
+pgbackrest stanza-create
 rm -f /root/dumped
 rows=$(live)
 ends 0 snapshot --full sound

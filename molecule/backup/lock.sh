@@ -5,7 +5,7 @@
 endpoint=$1
 settings=/etc/vmfleet/backup/settings.json
 cp -p $settings /root
-trap 'cp -p /root/settings.json $settings; rm -rf /root/lock.py /root/lock.credentials' EXIT
+trap 'cp -p /root/settings.json $settings; rm -f /root/lock.* /var/lib/vmfleet/backup/status-locked.json' EXIT
 cat >/root/lock.py <<END
 import json
 import sys

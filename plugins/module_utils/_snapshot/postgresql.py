@@ -35,6 +35,8 @@ SOCKETS = "/var/run/postgresql"
 POINT = "vmfleet-"
 # Seconds until finished log is in the archive.
 ARCHIVED = 300
+# Seconds after which it is brought there: the server may wait for another repository.
+BROUGHT = 10
 # Seconds between the first two looks for it, and at most.
 PACE, SLOWEST = 0.05, 1.0
 # What a restore leaves in postgresql.auto.conf for the recovery; of no use after it.
@@ -350,12 +352,13 @@ class Physical(Source):
 
         :raises EngineFailed: when it does not come in time, or that of another server is in its place.
         """
-        ends, pace = time.monotonic() + ARCHIVED, PACE
+        begun, pace = time.monotonic(), PACE
+        folder = f"{self.options.data_directory}/pg_wal"
         while True:
             have = self._archived(archive, segments)
             for segment, known in have.items():
                 with contextlib.suppress(FileNotFoundError):  # what was archived may be gone here
-                    if digest(f"{self.options.data_directory}/pg_wal/{segment}", "sha1") != known:
+                    if digest(f"{folder}/{segment}", "sha1") != known:
                         raise EngineFailed(
                             f"{self.name}: log {segment} in the archive is that of another server, and nothing is "
                             "written over it; find out who else archives there, and move it away"
@@ -363,13 +366,26 @@ class Physical(Source):
             missing = [segment for segment in segments if segment not in have]
             if not missing:
                 return
-            if time.monotonic() >= ends:
+            waited = time.monotonic() - begun
+            if waited >= ARCHIVED:
                 raise EngineFailed(
                     f"{self.name}: log {missing[0]} is not in the archive after {ARCHIVED} s; PostgreSQL's own log "
                     "says what its archive_command met"
                 )
+            if waited >= BROUGHT:
+                # A repository that does not take it may do so later.
+                with contextlib.suppress(EngineFailed):
+                    self._bring(*(f"{folder}/{segment}" for segment in missing))
             time.sleep(pace)
-            pace = min(2 * pace, SLOWEST)
+            pace = min(1.25 * pace, SLOWEST)
+
+    def _bring(self, *paths: str) -> None:
+        """Brings finished files of the log, or histories, to this repository alone. The server may do so again.
+
+        :raises EngineFailed:
+        """
+        for path in paths:
+            self._pgbackrest(f"archive {os.path.basename(path)}", "archive-push", "--no-archive-async", path)
 
     def _keep_histories(self, archive: str) -> None:
         """Brings the histories of timelines to this repository, which may be younger than they are. Without them
@@ -382,7 +398,7 @@ class Physical(Source):
             have = self._pgbackrest("look for histories in the archive", "repo-ls", path).split()
             for name in own:
                 if name not in have:
-                    self._pgbackrest(f"archive {name}", "archive-push", "--no-archive-async", f"{folder}/{name}")
+                    self._bring(f"{folder}/{name}")
 
     def _backup(self, label: str) -> dict[str, Any]:
         for entry in self._info()["backup"]:
