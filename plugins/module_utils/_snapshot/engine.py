@@ -208,6 +208,7 @@ class Engine:
     def estimate(self, names: Sequence[str] = ()) -> list[dict[str, Any]]:
         """What a set would hold, with estimated bytes; changes nothing. :raises Refused: as :meth:`take` would."""
         sources = self.chosen(names)
+        self.repository.ready()
         for source in sources:
             source.plan()
         return [{"source": source.name, "type": source.kind, "size": source.estimate()} for source in sources]
