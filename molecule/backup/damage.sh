@@ -131,15 +131,6 @@ command -v faketime >/dev/null || apt-get -qq -y install faketime >/dev/null 2>&
 faketime -f -2d vmfleet-backup --repository local snapshot --only uploads behind
 faketime -f +2d vmfleet-backup --repository local snapshot --only uploads ahead
 [ "$(sets)" = 'behind sound roomy ahead' ] || die "by their times the sets are $(sets)"
-# pgBackRest's own: it makes no copy that seems older than the last one.
-own=/usr/local/bin/pgbackrest
-trap 'rm -f $own; umount $spool 2>/dev/null || :; umount -l $place; cp -p /root/key $key' EXIT
-printf '#!/bin/sh\nexec faketime -f -2d /usr/bin/pgbackrest "$@"\n' >$own
-chmod 755 $own
-ends 70 snapshot --only postgresql early
-grep -q 'is not later than' /root/said || die "a clock that is behind was told as $(cat /root/said)"
-rm $own
-[ "$(sets)" = 'behind sound roomy ahead' ] || die "pgBackRest's clock was behind, and the sets are $(sets)"
 ends 0 snapshot present
 ends 0 prune
 [ "$(sets)" = 'roomy present ahead' ] || die "after wrong clocks there are left $(sets)"
