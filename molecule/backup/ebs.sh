@@ -108,8 +108,8 @@ ends 65 vmfleet-backup --repository local verify two
 # The health check is content with a set that was made after that.
 vmfleet-backup --repository local snapshot --only uploads sound
 vmfleet-backup --repository local remove two sound
-# AWS is away, or another account.
+# AWS is away, or the account is.
 sed -i "s|$endpoint|http://127.0.0.1:1|" $announced
 ends 70 vmfleet-backup snapshot --only volumes four
-sed -i 's/"ebs-[a-z]*.credentials/&.away/' $announced
-ends 0 vmfleet-backup list
+sed -i 's/ebs-volumes.credentials/&.away/' $announced
+ends 77 vmfleet-backup snapshot --only volumes four

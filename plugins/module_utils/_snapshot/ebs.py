@@ -31,7 +31,7 @@ PACE, SLOWEST = 1.0, 15.0
 OWNER, SET, DEVICE, PURPOSE = "vmfleet-source", "vmfleet-set", "vmfleet-device", "vmfleet-purpose"
 PROOF, RESTORE = "proof", "restore"
 REFUSALS = ("AuthFailure", "InvalidClientTokenId", "SignatureDoesNotMatch", "UnauthorizedOperation")
-GONE = ("InvalidVolume.NotFound", "InvalidSnapshot.NotFound")
+GONE = "InvalidVolume.NotFound"
 GIB = 1 << 30
 
 
@@ -244,21 +244,21 @@ class Volumes(Source):
             time.sleep(pace)
             pace = min(2 * pace, SLOWEST)
 
-    def _made(self, purpose: str) -> dict[str, dict[str, Any]]:
-        """Our volumes for a purpose, by device."""
+    def _made(self, purpose: str) -> list[dict[str, Any]]:
+        """Our volumes for a purpose."""
         filters = _filters({f"tag:{OWNER}": [self._owner], f"tag:{PURPOSE}": [purpose]})
         found = self._ask("describe_volumes", Filters=filters)["Volumes"]
-        return {_tag(volume, DEVICE): volume for volume in found if volume["State"] not in ("deleting", "deleted")}
+        return [volume for volume in found if volume["State"] not in ("deleting", "deleted")]
 
     def _unmake(self, purpose: str) -> None:
-        for volume in self._made(purpose).values():
+        for volume in self._made(purpose):
             self._delete(volume["VolumeId"])
 
     def _delete(self, volume_id: str) -> None:
         try:
             self._ask("delete_volume", VolumeId=volume_id)
         except EngineFailed as error:
-            if not any(code in str(error) for code in GONE):
+            if GONE not in str(error):
                 raise
 
     def settle(self) -> None:
@@ -272,7 +272,7 @@ class Volumes(Source):
         self._check(member)
         left = self._made(RESTORE)
         if left:
-            names = ", ".join(volume["VolumeId"] for volume in left.values())
+            names = ", ".join(volume["VolumeId"] for volume in left)
             raise Refused(f"{self.name}: {names}: of a restore that is not open; look at it, and delete it")
         found = self._described()
         if found["root"] in member.details["volumes"]:
@@ -305,7 +305,7 @@ class Volumes(Source):
     def swap(self, choice: dict[str, Any]) -> None:
         systemctl(self.context, "stop", self.options.units)
         self._unused(choice["existed"])
-        self._exchange({device: volume["VolumeId"] for device, volume in self._made(RESTORE).items()}, choice)
+        self._exchange({_tag(volume, DEVICE): volume["VolumeId"] for volume in self._made(RESTORE)}, choice)
         systemctl(self.context, "start", self.options.units)
 
     def _exchange(self, wanted: Mapping[str, str], choice: dict[str, Any]) -> None:
@@ -332,7 +332,7 @@ class Volumes(Source):
     def commit(self, choice: dict[str, Any]) -> None:
         for volume_id in filter(None, choice["existed"].values()):
             self._delete(volume_id)
-        for volume in self._made(RESTORE).values():
+        for volume in self._made(RESTORE):
             self._ask("delete_tags", Resources=[volume["VolumeId"]], Tags=[{"Key": PURPOSE}])
 
     def prune(self, keep: Sequence[Member]) -> None:
