@@ -286,6 +286,23 @@ def test_sessions_that_do_not_end(hosts: dict[str, Member], inventory: Path) -> 
         assert served(host, "/") == {"app1", "app2"}
 
 
+def test_haproxy_waits_for_the_only_server_left(hosts: dict[str, Member]) -> None:
+    """No GET is lost where the only one that HAProxy knows to be up is killed and started again at once."""
+    hosts["app1"].sh("systemctl stop echo")
+    hosts["lb2"].wait("journalctl -t haproxy -o cat -g 'api_root/app1 is' -n 1 | grep -q DOWN")
+    try:
+        with Load(address(hosts["lb2"]), NAME, rate=LOAD_RATE) as load:
+            for _ in range(8):
+                time.sleep(2)
+                hosts["app2"].sh("systemctl kill --signal=KILL echo")
+                works(hosts["app2"])
+            time.sleep(2)
+    finally:
+        hosts["app1"].sh("systemctl start echo")
+    lost = [answer for answer in load.answers if answer.method == "GET" and answer.status != 200]
+    assert not lost, (load.counts(), lost)
+
+
 @dataclass
 class Trial:
     """Faults under load, with the moments at which a server may have lost what it was given."""
