@@ -13,7 +13,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 Facts = dict[str, Any]
 # What two equal trees agree in. The content of files is the business of whoever has copied them.
@@ -170,24 +170,37 @@ def differences(wanted: Mapping[str, Facts], found: Mapping[str, Facts], moving:
     return wrong
 
 
-def _mounts() -> Iterator[tuple[str, str]]:
-    """Mount points and types of file systems, in the order of the mounts."""
+class Mount(NamedTuple):
+    """A mount ``point``, the type of its file system, and the folder of that which is there."""
+
+    point: str
+    kind: str
+    folder: str
+
+
+def _mounts() -> Iterator[Mount]:
+    """All, in the order in which they were made."""
+
+    def path(word: str) -> str:
+        # Spaces and the like are written as octal numbers, see proc_pid_mountinfo(5).
+        raw = word.encode("utf-8", "surrogateescape").decode("unicode_escape").encode("latin-1")
+        return raw.decode("utf-8", "surrogateescape")
+
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as handle:
         for line in handle:
             place, _dash, kind = line.partition(" - ")
-            # Spaces and the like are written as octal numbers, see proc_pid_mountinfo(5).
-            point = place.split()[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
-            yield point.encode("latin-1").decode("utf-8", "surrogateescape"), kind.split()[0]
+            _id, _parent, _device, folder, point = place.split()[:5]
+            yield Mount(path(point), kind.split()[0], path(folder))
 
 
 def mounted(path: str) -> list[str]:
     """Mount points at a path and below it."""
-    return sorted(point for point, _kind in _mounts() if is_below(point, path))
+    return sorted(mount.point for mount in _mounts() if is_below(mount.point, path))
 
 
-def file_system(path: str) -> str:
-    """The type of the file system that a path is on."""
-    found = [(len(point), number, kind) for number, (point, kind) in enumerate(_mounts()) if is_below(path, point)]
+def mount_of(path: str) -> Mount:
+    """Where the file system that a path is on is mounted."""
+    found = [(len(mount.point), number, mount) for number, mount in enumerate(_mounts()) if is_below(path, mount.point)]
     return max(found)[2]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot import restic, tree
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot import frozen, restic, tree
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.beside import FORMER, STAGING, Beside
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.files import Files, Options
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.model import Key, Refused
@@ -89,6 +89,14 @@ class TestIndex:
 def test_mount_points_are_found() -> None:
     assert tree.mounted("/proc")[0] == "/proc"
     assert tree.mounted("/proc/self/nonesuch") == []
+
+
+@pytest.mark.parametrize(
+    ("device", "group", "name"),
+    [("vg-lv", "vg", "lv"), ("rack--1-plain--data", "rack-1", "plain-data"), ("rack---data", "rack-", "data")],
+)
+def test_names_of_a_volume(device: str, group: str, name: str) -> None:
+    assert frozen.volume_names(device) == (group, name)
 
 
 class TestBeside:
