@@ -109,9 +109,9 @@ def the_configuration_is_valid_and_holds_the_whole_load() -> str:
     size = next(line for line in BALANCER.socket("show info typed").splitlines() if ".Maxconn." in line)
     assert size.endswith(":4096"), size
     defaults = run("cat", "/etc/haproxy/haproxy.cfg").split("\ndefaults\n")[1].split("\n\n")[0]
-    for line in ("log global", "option httplog", "option redispatch 1", "retries 2"):
+    for line in ("log global", "option httplog", "option redispatch 1", "retries 3"):
         assert f"    {line}\n" in defaults, (line, defaults)
-    return "haproxy -c has no warning; maxconn 4096, httplog, a request is offered to 3 servers"
+    return "haproxy -c has no warning; maxconn 4096, httplog, redispatch, 3 retries"
 
 
 @promise(10)
