@@ -287,7 +287,7 @@ def test_sessions_that_do_not_end(hosts: dict[str, Member], inventory: Path) -> 
 
 
 def test_haproxy_gives_the_only_server_left_a_second(hosts: dict[str, Member]) -> None:
-    """Where the only one that HAProxy knows to be up is killed, and started again at once, no GET is given up before."""
+    """Where the only one that HAProxy knows to be up is killed and comes back at once, no GET is given up before."""
     hosts["app1"].sh("systemctl stop echo")
     hosts["lb2"].wait("journalctl -t haproxy -o cat -g 'api_root/app1 is' -n 1 | grep -q DOWN")
     try:
