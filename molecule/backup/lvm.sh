@@ -1,92 +1,151 @@
 #!/bin/sh
 # In a machine with LVM: trees on a plain and on a thin volume are written without end while they are saved, and come back
 # as of one moment: two files that always change together are the same. Killed in the middle, snapshots go with the next
-# run. One that overflows is an error, and where there is no room for one the tree is read as it lives.
+# run. One that overflows is an error, and where there is no room for one the tree is read as it lives. Then both volumes
+# are saved whole, lost, and restored.
 . /root/common.sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
 group=rack-1
 rm /etc/vmfleet/backup.d/*.json
+# There is no network here.
+python3 - <<'PYTHON'
+import json
+path = "/etc/vmfleet/backup/settings.json"
+settings = json.load(open(path))
+settings["repositories"] = [one for one in settings["repositories"] if one["name"] == "local"]
+json.dump(settings, open(path, "w"))
+PYTHON
 pvcreate -q /dev/vdb
 vgcreate -q $group /dev/vdb
-lvcreate -q -n plain-data -L 200M $group
-lvcreate -q --type thin-pool -n pool -L 600M $group
-lvcreate -q -n thin -V 400M --thinpool pool $group
-lvcreate -q -n full -L 100M $group
+lvcreate -q -n plain-data -L 100M $group
+lvcreate -q --type thin-pool -n pool -L 500M $group
+lvcreate -q -n thin -V 320M --thinpool pool $group
+lvcreate -q -n full -L 50M $group
 mkfs.ext4 -q /dev/$group/plain-data
 mkfs.xfs -q /dev/$group/thin
 mkfs.ext4 -q /dev/$group/full
-for volume in plain-data thin full; do
-    mkdir -p /srv/$volume
-    mount /dev/$group/$volume /srv/$volume
-    mkdir -p /srv/$volume/tree/data
-done
-echo '[{"type": "files", "name": "plain", "paths": ["/srv/plain-data/tree"]},
+mounts() { # They are mounted by units, as with fstab.
+    printf '[Mount]\nWhat=/dev/%s/%s\nWhere=/srv/%s\n' $group "$2" "$1" >"/etc/systemd/system/srv-$1.mount"
+    systemctl daemon-reload
+    systemctl start "srv-$1.mount"
+    mkdir -p "/srv/$1/tree/data"
+}
+mounts plain plain-data
+mounts thin thin
+mounts full full
+echo '[{"type": "files", "name": "plain", "paths": ["/srv/plain/tree"]},
        {"type": "files", "name": "thin", "paths": ["/srv/thin/tree"]},
        {"type": "files", "name": "full", "paths": ["/srv/full/tree"]}]' >/etc/vmfleet/backup.d/lvm.json
-backup() { vmfleet-backup --repository local "$@"; }
-left() { lvs --noheadings -o lv_name $group | grep -c vmfleet-snapshot || :; }
+volumes() { lvs --noheadings -o lv_name $group | tr -d ' ' | sort | tr '\n' ' '; }
+left() { volumes | grep -c vmfleet- || :; }
 clean() { [ "$(left)" = 0 ] && ! grep -q /run/vmfleet-backup /proc/mounts; }
-head -c 40000000 /dev/urandom >/srv/plain-data/tree/big
-cp /srv/plain-data/tree/big /srv/thin/tree/big
+head -c 12000000 /dev/urandom >/srv/plain/tree/big
+cp /srv/plain/tree/big /srv/thin/tree/big
 put() { echo "$2" >"$1.new" && mv "$1.new" "$1"; }
 write() {
     i=0
     while [ -e /srv/run ]; do
         i=$((i + 1))
-        for volume in plain-data thin full; do
-            put /srv/$volume/tree/data/a $i
-            put /srv/$volume/tree/data/z $i
+        for place in plain thin full; do
+            put /srv/$place/tree/data/a $i
+            put /srv/$place/tree/data/z $i
         done
     done
 }
+one_moment() {
+    a=$(cat "/srv/$1/tree/data/a") z=$(cat "/srv/$1/tree/data/z")
+    [ $((a - z)) = 0 ] || [ $((a - z)) = 1 ] || die "a is $a and z is $z on $1, which never was"
+    [ "$(sha256sum <"/srv/$1/tree/big")" = "$2" ] || die "another file came back on $1"
+}
+sum=$(sha256sum </srv/plain/tree/big)
 touch /srv/run
 write &
 writer=$!
 
-backup snapshot --only plain,thin still
+vmfleet-backup snapshot --only plain,thin still
 clean || die 'a snapshot is left'
-backup --json list | python3 -c '
+vmfleet-backup --json list | python3 -c '
 import json, sys
 moving = [member["details"]["moving"] for member in json.load(sys.stdin)[-1]["members"]]
-assert moving == [{"/srv/plain-data/tree": []}, {"/srv/thin/tree": []}], moving' || die 'it did not stand still'
-backup verify still --thorough
+assert moving == [{"/srv/plain/tree": []}, {"/srv/thin/tree": []}], moving' || die 'it did not stand still'
+vmfleet-backup verify still --thorough
 
 # While restic reads.
-head -c 40000000 /dev/urandom >/srv/plain-data/tree/other
-vmfleet-backup --repository local snapshot --only plain broken 2>/dev/null &
+head -c 12000000 /dev/urandom >/srv/plain/tree/other
+vmfleet-backup snapshot --only plain broken 2>/dev/null &
 run=$!
 until [ "$(left)" = 1 ] || ! kill -0 $run 2>/dev/null; do sleep 0.1; done
 sleep 1
 kill -KILL $run
 wait $run 2>/dev/null || :
 [ "$(left)" = 1 ] || die 'there was no such moment'
-backup snapshot --only thin next
+vmfleet-backup snapshot --only thin next
 clean || die 'the snapshot of the killed run is left'
 
-# Its snapshot has room for 40 MB.
-head -c 60000000 /dev/urandom >/srv/plain-data/tree/big
-(until [ "$(left)" = 1 ]; do sleep 0.1; done; head -c 60000000 /dev/zero >/srv/plain-data/tree/other; sync) &
+# Its snapshot has room for 20 MB.
+head -c 30000000 /dev/urandom >/srv/plain/tree/big
+(until [ "$(left)" = 1 ]; do sleep 0.1; done; head -c 30000000 /dev/zero >/srv/plain/tree/other; sync) &
 over=$!
-rc=0; backup snapshot --only plain over 2>/root/said || rc=$?
+rc=0; vmfleet-backup snapshot --only plain over 2>/root/said || rc=$?
 wait $over
 [ $rc = 70 ] || { cat /root/said; die "a snapshot without room ended with $rc"; }
 grep -q 'more was written to rack-1/plain-data than its snapshot has room for' /root/said || { cat /root/said; die 'not said'; }
 clean || die 'the snapshot that overflowed is left'
 
 lvcreate -q -n rest -l 100%FREE $group
-backup snapshot --only full live >/root/said 2>&1
-cat /root/said
-grep -q 'rack-1 has no room for a snapshot of full' /root/said || die 'nothing of the lack of room'
-lvremove -q -y $group/rest
+vmfleet-backup snapshot --only full live >/root/said 2>&1
+grep -q 'no room for a snapshot of rack-1/full' /root/said || { cat /root/said; die 'nothing of the lack of room'; }
 
 rm /srv/run
 wait $writer
-for volume in plain-data thin; do : >/srv/$volume/tree/big; done
-backup restore still --only plain,thin --yes
-for volume in plain-data thin; do
-    a=$(cat /srv/$volume/tree/data/a) z=$(cat /srv/$volume/tree/data/z)
-    [ $((a - z)) = 0 ] || [ $((a - z)) = 1 ] || die "a is $a and z is $z on $volume, which never was"
-    [ "$(stat -c %s /srv/$volume/tree/big)" = 40000000 ] || die "another file came back on $volume"
+vmfleet-backup restore still --only plain,thin --yes >/dev/null
+one_moment plain "$sum"
+one_moment thin "$sum"
+vmfleet-backup commit
+
+# Both volumes whole.
+echo '[{"type": "lvm", "name": "plain", "volume": "rack-1/plain-data", "units": ["srv-plain.mount"]},
+       {"type": "lvm", "name": "thin", "volume": "rack-1/thin"}]' >/etc/vmfleet/backup.d/lvm.json
+rc=0; vmfleet-backup snapshot --only plain whole 2>/root/said || rc=$?
+[ $rc = 64 ] && grep -q 'rack-1 has no room' /root/said || die "without room it ended with $rc: $(cat /root/said)"
+lvremove -q -y $group/rest
+all=$(volumes)
+touch /srv/run
+write &
+writer=$!
+vmfleet-backup snapshot whole
+rm /srv/run
+wait $writer
+[ "$(volumes)" = "$all" ] || die "volumes are left: $(volumes)"
+vmfleet-backup verify whole --thorough
+! VMFLEET_FAIL_AT=copied-lvm vmfleet-backup snapshot --only plain broken 2>/dev/null || die 'was not killed'
+vmfleet-backup snapshot --only plain again
+[ "$(volumes)" = "$all" ] || die "volumes of a killed run are left: $(volumes)"
+rc=0; vmfleet-backup restore whole --only thin --yes 2>/root/said || rc=$?
+[ $rc = 64 ] && grep -q 'is mounted at /srv/thin' /root/said || die "mounted, it ended with $rc: $(cat /root/said)"
+
+echo lost >/srv/plain/tree/big
+for phase in restore-staging restore-swapping swapped-lvm; do
+    killed $phase whole plain
+    [ "$(cat /srv/plain/tree/big)" = lost ] || die "killed at $phase: the volume is another one"
+    [ "$(volumes)" = "$all" ] || die "killed at $phase: volumes are left: $(volumes)"
 done
-cmp /srv/plain-data/tree/big /srv/thin/tree/big
-backup commit
+vmfleet-backup restore whole --only plain --yes >/dev/null
+one_moment plain "$sum"
+vmfleet-backup undo >/dev/null
+[ "$(cat /srv/plain/tree/big)" = lost ] || die 'not undone'
+vmfleet-backup restore whole --only plain --yes >/dev/null
+vmfleet-backup commit
+[ "$(volumes)" = "$all" ] || die "volumes are left after the commit: $(volumes)"
+one_moment plain "$sum"
+
+# Both are gone altogether.
+systemctl stop srv-plain.mount srv-thin.mount
+lvremove -q -y $group/plain-data $group/thin
+vmfleet-backup restore whole --yes >/dev/null
+vmfleet-backup commit
+systemctl start srv-thin.mount
+one_moment plain "$sum"
+one_moment thin "$sum"
+[ "$(volumes)" = "$all" ] || die "not all volumes came back: $(volumes)"
+[ "$(lvs --noheadings -o pool_lv $group/thin | tr -d ' ')" = pool ] || die 'the thin volume is thin no more'

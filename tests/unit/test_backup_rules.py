@@ -58,6 +58,7 @@ def test_what_is_sound_is_taken() -> None:
     assert refused(backup_state="absent", backup_key="") == set()
     assert refused(backup_archives=[{"name": "old", "paths": ["/srv/app"], "days": 90, "keep_days": 0}]) == set()
     assert refused(backup_ebs=[VOLUMES, {**VOLUMES, "name": "own", "access_key": "a", "secret_key": "b/c+"}]) == set()
+    assert refused(backup_lvm=[{"name": "images", "volume": "vg-0/images.1"}]) == set()
     assert refused(backup_search=[SEARCH, {**SEARCH, "name": "local", "url": "http://127.0.0.1:9200"}]) == set()
 
 
@@ -135,6 +136,9 @@ def test_what_the_release_cannot_do_is_refused() -> None:
         ("backup_ebs", [{**VOLUMES, "instance": "db1"}]),
         ("backup_ebs", [{**VOLUMES, "access_key": "alone"}]),
         ("backup_ebs", [{**VOLUMES, "access_key": "a", "secret_key": "two\nlines"}]),
+        ("backup_lvm", [{"name": "images", "volume": "vg0/images"}, {"name": "images", "volume": "vg0/more"}]),
+        ("backup_lvm", [{"name": "images", "volume": "/dev/vg0/images"}]),
+        ("backup_lvm", [{"name": "images", "volume": "vg0/-images"}]),
     ],
     ids=str,
 )

@@ -46,6 +46,12 @@ def systemctl(context: Context, verb: str, units: Sequence[str]) -> None:
         context.command(f"{verb} {', '.join(units)}", ["systemctl", verb, *units], timeout=STARTED)
 
 
+def mount_points(device: str) -> list[str]:
+    """Where a device, or something on it, is mounted."""
+    argv = ["lsblk", "--noheadings", "--raw", "--output=MOUNTPOINT", device]
+    return run_command({"argv": argv, "timeout": 60}, check=f"look at {device}").stdout.split()
+
+
 class Beside:
     """``start`` are those of the ``units`` that run when all is done.
 

@@ -16,9 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._host import run_command
 from . import aws
-from .beside import systemctl
+from .beside import mount_points, systemctl
 from .model import Damaged, Denied, EngineFailed, Member, Refused, SnapshotError, now
 from .sources import PATIENCE, Source, Target
 
@@ -290,8 +289,7 @@ class Volumes(Source):
         for device, volume_id in existed.items():
             places = [BY_ID + volume_id.replace("-", ""), device, device.replace("/dev/sd", "/dev/xvd")]
             for place in filter(os.path.exists, places if volume_id else []):
-                argv = ["lsblk", "--noheadings", "--raw", "--output=MOUNTPOINT", place]
-                mounted = run_command({"argv": argv, "timeout": 60}, check=f"look at {place}").stdout.split()
+                mounted = mount_points(place)
                 if mounted:
                     raise Refused(
                         f"{self.name}: {volume_id} is mounted at {', '.join(mounted)}; name the mount unit and what "

@@ -8,7 +8,6 @@ Programs see a snapshot under the path of its tree, by a mount that only they ha
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Union
 
-from .model import EngineFailed
+from .lvm import TIMEOUT, Volume
 from .sources import Context
 from .tree import mount_of, mounted, walk
 
@@ -30,7 +29,6 @@ ROOT = 256
 FROZEN_OPTIONS = {"ext3": "noload", "ext4": "noload", "xfs": "nouuid,norecovery"}
 # Mounts the first path over the second one, then does the same with the rest, and starts what follows the dashes.
 SHOW = 'while [ "$1" != -- ]; do mount --bind "$1" "$2" || exit; shift 2; done; shift; exec "$@"'
-TIMEOUT = 600
 
 
 @dataclass(frozen=True)
@@ -58,75 +56,45 @@ class Subvolume:
 
 
 @dataclass(frozen=True)
-class Volume:
-    """A logical volume of LVM, and where which folder of its file system is mounted."""
+class MountedVolume:
+    """A logical volume of LVM, and where which ``folder`` of its file system is mounted."""
 
-    group: str
-    name: str
+    volume: Volume
     kind: str
     point: str
     folder: str
 
     @property
-    def snapshot(self) -> str:
-        return f"{self.group}/{self.name}{NAME}"
-
-    @property
     def place(self) -> str:
-        return f"{MOUNTS}/{self.group}-{self.name}"
+        """Where its snapshot is mounted."""
+        return f"{MOUNTS}/{self.volume.group}-{self.volume.name}"
 
     def make(self, context: Context) -> bool:
         """Whether the group has room for a snapshot, which is then mounted."""
-        size = self._size(context)
-        if size is None:
-            context.say(f"{self.group} has no room for a snapshot of {self.name}, which is read as it lives")
+        size = self.volume.snapshot_size(context)
+        if not size:
+            context.say(f"there is no room for a snapshot of {self.volume}, which is read as it lives")
             return False
-        argv = ["lvcreate", "--quiet", "--snapshot", "--permission=r", f"--name={self.name}{NAME}", size]
-        context.command(
-            f"make a snapshot of {self.group}/{self.name}", [*argv, f"{self.group}/{self.name}"], timeout=TIMEOUT
-        )
+        made = self.volume.take_snapshot(context, NAME, size)
         os.makedirs(self.place, mode=0o700, exist_ok=True)
         options = f"ro,nodev,noexec,nosuid,{FROZEN_OPTIONS[self.kind]}"
-        argv = ["mount", f"--types={self.kind}", f"--options={options}", f"/dev/{self.snapshot}", self.place]
-        context.command(f"mount the snapshot {self.snapshot}", argv, timeout=TIMEOUT)
+        argv = ["mount", f"--types={self.kind}", f"--options={options}", made.device, self.place]
+        context.command(f"mount the snapshot of {self.volume}", argv, timeout=TIMEOUT)
         return True
 
-    def _size(self, context: Context) -> str | None:
-        """The option of lvcreate for the room that a snapshot has for what is written meanwhile.
-
-        One of a thin volume takes what its pool has; of others, a fifth of the volume, or what the group has.
-        """
-        fields = "--options=lv_size,vg_free,pool_lv"
-        argv = ["lvs", "--reportformat=json", "--units=b", "--nosuffix", fields, f"{self.group}/{self.name}"]
-        said = context.command(f"look at the volume {self.group}/{self.name}", argv, timeout=TIMEOUT).stdout
-        facts = json.loads(said)["report"][0]["lv"][0]
-        if facts["pool_lv"]:
-            return "--setactivationskip=n"
-        size = min(int(facts["vg_free"]), int(facts["lv_size"]) // 5)
-        return f"--size={size}b" if size else None
-
     def check(self, context: Context) -> None:
-        """:raises EngineFailed: when it overflowed: then what was read last is nothing."""
-        argv = ["lvs", "--noheadings", "--binary", "--options=lv_snapshot_invalid", self.snapshot]
-        said = context.command(f"look at the snapshot {self.snapshot}", argv, timeout=TIMEOUT).stdout
-        if said.strip() == "1":  # -1 for a thin one, which has no room of its own
-            raise EngineFailed(
-                f"more was written to {self.group}/{self.name} than its snapshot has room for; "
-                f"give the volume group {self.group} more space, or write less meanwhile"
-            )
+        self.volume.check_snapshot(context, NAME)
 
     def remove(self, context: Context) -> None:
         if mounted(self.place):
             context.command(f"unmount {self.place}", ["umount", self.place], timeout=TIMEOUT)
-        if os.path.lexists(f"/dev/{self.snapshot}"):
-            argv = ["lvremove", "--quiet", "--yes", self.snapshot]
-            context.command(f"remove the snapshot {self.snapshot}", argv, timeout=TIMEOUT)
+        self.volume.beside(NAME).remove(context)
 
     def view(self, path: str) -> str:
         return os.path.normpath(os.path.join(self.place + self.folder, os.path.relpath(path, self.point)))
 
 
-Snapshot = Union[Subvolume, Volume]
+Snapshot = Union[Subvolume, MountedVolume]
 
 
 def subvolume(path: str) -> str:
@@ -139,7 +107,7 @@ def subvolume(path: str) -> str:
     return root
 
 
-def volume(path: str) -> Volume | None:
+def mounted_volume(path: str) -> MountedVolume | None:
     """The volume that a path is in, or nothing where there is none, no tool for it, or another kind of file system."""
     mount = mount_of(path)
     if shutil.which("lvcreate") is None or mount.kind not in FROZEN_OPTIONS:
@@ -154,15 +122,14 @@ def volume(path: str) -> Volume | None:
             return None
     if not facts[0].startswith("LVM-"):
         return None
-    group, name = volume_names(facts[1])
-    return Volume(group, name, mount.kind, mount.point, mount.folder)
+    return MountedVolume(named(facts[1]), mount.kind, mount.point, mount.folder)
 
 
-def volume_names(device: str) -> tuple[str, str]:
-    """Group and volume of a device's name: one hyphen is between them, those in either are doubled, see lvm(8)."""
+def named(device: str) -> Volume:
+    """The volume of a device: one hyphen is between group and name, those in either are doubled, see lvm(8)."""
     found = re.match("((?:[^-]|--)+)-((?:[^-]|--)+)$", device)
     group, name = (word.replace("--", "-") for word in found.groups()) if found else ("", "")
-    return group, name
+    return Volume(group, name)
 
 
 def nested(path: str, left_out: Callable[[str], bool]) -> list[str]:
@@ -182,7 +149,7 @@ def _snapshots(paths: Sequence[str]) -> dict[str, Snapshot]:
         if root:
             found[path] = Subvolume(root, os.path.join(os.path.dirname(root) if root in paths else root, NAME))
         else:
-            around = volume(path)
+            around = mounted_volume(path)
             if around:
                 found[path] = around
     return found

@@ -132,8 +132,19 @@ class Restic:
         :raises NotFound: when there is no such snapshot. :raises Damaged: when it cannot be read in full.
         """
         sparse = self._since_15("--sparse")  # earlier ones fill them
+        self._read("restore", snapshot, "--target", target, *sparse, *options)
+
+    def dump(self, snapshot: str, path: str, command: str) -> str:
+        """Gives one file of a snapshot to a command of the shell. Returns what that prints.
+
+        :raises NotFound: when there is no such snapshot. :raises Damaged: when it cannot be read in full.
+        """
+        wrapper = ["bash", "-o", "pipefail", "-c", f'"$@" | {command}', "bash"]
+        return self._read("dump", snapshot, f"/{path}", wrapper=wrapper)
+
+    def _read(self, *arguments: str, wrapper: Sequence[str] = ()) -> str:
         try:
-            self._run(f"restore {self.source} with restic", "restore", snapshot, "--target", target, *sparse, *options)
+            return self._run(f"restore {self.source} with restic", *arguments, wrapper=wrapper)
         except EngineFailed as error:
             if "no matching ID" in str(error) or "no snapshot found" in str(error):
                 raise NotFound(str(error)) from error

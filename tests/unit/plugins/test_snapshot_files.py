@@ -12,6 +12,7 @@ import pytest
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot import frozen, restic, tree
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.beside import FORMER, STAGING, Beside
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.files import Files, Options
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.lvm import Volume
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.model import Key, Refused
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.repository import LocalPath
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.sources import Context
@@ -96,7 +97,7 @@ def test_mount_points_are_found() -> None:
     [("vg-lv", "vg", "lv"), ("rack--1-plain--data", "rack-1", "plain-data"), ("rack---data", "rack-", "data")],
 )
 def test_names_of_a_volume(device: str, group: str, name: str) -> None:
-    assert frozen.volume_names(device) == (group, name)
+    assert frozen.named(device) == Volume(group, name)
 
 
 class TestBeside:
