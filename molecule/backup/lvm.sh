@@ -1,8 +1,8 @@
 #!/bin/sh
 # In a machine with LVM: trees on a plain and on a thin volume are written without end while they are saved, and come back
-# as of one moment: two files that always change together are the same. Killed in the middle, snapshots go with the next
-# run. One that overflows is an error, and where there is no room for one the tree is read as it lives. Then both volumes
-# are saved whole, lost, and restored.
+# as of one moment: two files that always change together are the same. Killed in the middle, snapshots go with the
+# next run. One that overflows is an error, and where there is no room for one the tree is read as it lives. Then both
+# volumes are saved whole, lost, and restored.
 . /root/common.sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
 group=rack-1
@@ -71,23 +71,18 @@ assert moving == [{"/srv/plain/tree": []}, {"/srv/thin/tree": []}], moving' || d
 vmfleet-backup verify still --thorough
 
 # While restic reads.
-head -c 12000000 /dev/urandom >/srv/plain/tree/other
-vmfleet-backup snapshot --only plain broken 2>/dev/null &
-run=$!
-until [ "$(left)" = 1 ] || ! kill -0 $run 2>/dev/null; do sleep 0.1; done
-sleep 1
-kill -KILL $run
-wait $run 2>/dev/null || :
+before_restic 'kill -KILL $PPID'
+! vmfleet-backup snapshot --only plain broken 2>/dev/null || die 'was not killed'
 [ "$(left)" = 1 ] || die 'there was no such moment'
+rm /usr/local/bin/restic
 vmfleet-backup snapshot --only thin next
 clean || die 'the snapshot of the killed run is left'
 
 # Its snapshot has room for 20 MB.
 head -c 30000000 /dev/urandom >/srv/plain/tree/big
-(until [ "$(left)" = 1 ]; do sleep 0.1; done; head -c 30000000 /dev/zero >/srv/plain/tree/other; sync) &
-over=$!
+before_restic 'head -c 30000000 /dev/zero >/srv/plain/other; sync'
 rc=0; vmfleet-backup snapshot --only plain over 2>/root/said || rc=$?
-wait $over
+rm /usr/local/bin/restic /srv/plain/other
 [ $rc = 70 ] || { cat /root/said; die "a snapshot without room ended with $rc"; }
 grep -q 'more was written to rack-1/plain-data than its snapshot has room for' /root/said || { cat /root/said; die 'not said'; }
 clean || die 'the snapshot that overflowed is left'

@@ -41,7 +41,7 @@ UNIT
     truncate -s 4G /root.img
     mke2fs -q -t ext4 -d /root.d /root.img
     truncate -s 2G /disk.img
-    timeout 900 qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 1536 -nic none -nographic \
+    timeout 1800 qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 1536 -nic none -nographic \
         -no-reboot -kernel /boot/vmlinuz-* -initrd /boot/initrd.img-* \
         -append "root=/dev/vda rw console=ttyS0 quiet mitigations=off systemd.unit=script.service" \
         -drive file=/root.img,if=virtio,format=raw,cache=unsafe \

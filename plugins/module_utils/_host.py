@@ -9,13 +9,14 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OUTPUT_LIMIT = 8000
 SECRET_LENGTH = 6
+PID_NOTE = 40  # characters of the longest pid and start time, with room
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,20 @@ def run(
         **(environment or {}),
     }
     try:
-        with subprocess.Popen(
-            list(argv),
-            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env,
-            cwd="/",
-            start_new_session=True,
-        ) as process:
-            if pid_file:
-                with open(pid_file, "w", encoding="ascii") as handle:
-                    handle.write(f"{process.pid} {start_time(process.pid)}")
+        with (
+            contextlib.nullcontext() if pid_file is None else _note(pid_file) as note,
+            subprocess.Popen(
+                list(argv),
+                stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=env,
+                cwd="/",
+                start_new_session=True,
+            ) as process,
+        ):
+            if note:
+                note(process.pid)
             try:
                 out, err = process.communicate(stdin.encode() if stdin is not None else None, timeout=timeout)
                 rc = process.returncode
@@ -114,14 +117,27 @@ def run(
                 os.killpg(process.pid, signal.SIGKILL)
                 out, err = process.communicate()
                 rc, err = 124, err + f"\nstill running after {timeout:g} s, ended".encode()
-        if pid_file:
-            os.unlink(pid_file)
     except OSError as error:
         out, err, rc = b"", str(error).encode(), 127
     outcome = Outcome(tuple(argv), rc, out.decode(errors="replace"), err.decode(errors="replace"))
     if check is not None and rc != 0:
         raise CommandError(check, outcome)
     return outcome
+
+
+@contextlib.contextmanager
+def _note(pid_file: str) -> Iterator[Callable[[int], None]]:
+    """Notes a process for ``end_orphan`` while it runs. Room is taken before: it may be what fills the disk."""
+    with open(pid_file, "w", encoding="ascii") as handle:
+
+        def write(text: str) -> None:
+            handle.seek(0)
+            handle.write(text.ljust(PID_NOTE))
+            handle.flush()
+
+        write("")
+        yield lambda pid: write(f"{pid} {start_time(pid)}")
+    os.unlink(pid_file)
 
 
 def run_command(command: dict[str, Any], *, check: str | None = None, pid_file: str | None = None) -> Outcome:

@@ -87,6 +87,20 @@ def test_an_orphan_is_ended_but_not_a_stranger_with_its_number(tmp_path: Path) -
     end_orphan(str(tmp_path / "missing"))
 
 
+def test_what_cannot_be_noted_is_not_started(tmp_path: Path) -> None:
+    """A full disk ends no command that has run, and one that fills it is noted all the same."""
+    note = tmp_path / "running"
+    note.symlink_to("/dev/full")
+    outcome = run(["touch", str(tmp_path / "ran")], pid_file=str(note))
+    assert (outcome.rc, outcome.stderr) == (127, "[Errno 28] No space left on device")
+    assert not (tmp_path / "ran").exists()
+    note.unlink()
+    outcome = run(["sh", "-c", f"sleep 0.2; cat {note}; echo; echo $$"], pid_file=str(note))
+    noted, own = outcome.stdout.splitlines()
+    assert noted.split()[0] == own
+    assert not note.exists()
+
+
 def test_stdin_reaches_the_command() -> None:
     began = time.monotonic()
     assert run(["cat"], stdin="text").stdout == "text"
