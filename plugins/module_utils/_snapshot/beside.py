@@ -38,12 +38,12 @@ def _rename(old: str, new: str) -> None:
         fsync_directory(folder)
 
 
-def systemctl(context: Context, verb: str, units: Sequence[str]) -> None:
+def systemctl(context: Context, verb: str, units: Sequence[str], *options: str) -> None:
     """Starts or stops units. :raises EngineFailed: when one does not."""
     if units:
         # A service that has lost its data may have failed too often to be started again.
         run_command({"argv": ["systemctl", "reset-failed", *units], "timeout": STARTED})
-        context.command(f"{verb} {', '.join(units)}", ["systemctl", verb, *units], timeout=STARTED)
+        context.command(f"{verb} {', '.join(units)}", ["systemctl", verb, *options, *units], timeout=STARTED)
 
 
 def mount_points(device: str) -> list[str]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._host import run_command
-from .beside import STAGING, STARTED, Beside
+from .beside import STAGING, STARTED, Beside, systemctl
 from .model import Damaged, EngineFailed, Member, Refused, Unavailable, parse_time
 from .postgresql_fence import Fence
 from .sources import PATIENCE, Source, Target
@@ -39,6 +39,8 @@ ARCHIVED = 300
 BROUGHT = 10
 # Seconds between the first two looks for it, and at most.
 PACE, SLOWEST = 0.05, 1.0
+# Looks for the first answer of a server that was started, in the same pace.
+ANSWERS = 100
 # What a restore leaves in postgresql.auto.conf for the recovery; of no use after it.
 RECOVERY = (
     "restore_command",
@@ -544,7 +546,22 @@ class Physical(Source):
         return Beside(self.context, [self.options.unit])
 
     def swap(self, choice: dict[str, Any]) -> None:
-        self._beside.swap(choice["existed"], choice["places"])
+        Beside(self.context, [self.options.unit], start=[]).swap(choice["existed"], choice["places"])
+        self._start()
+
+    def _start(self) -> None:
+        """Starts the server and waits for its first answer, which the distribution's unit awaits for two seconds more.
+
+        :raises EngineFailed: when it does not come up.
+        """
+        systemctl(self.context, "start", [self.options.unit], "--no-block")
+        for _look in range(ANSWERS):
+            with contextlib.suppress(EngineFailed):
+                self._server.ask("SELECT 1")
+                return
+            time.sleep(PACE)
+        # It takes longer, or fails; this says why.
+        systemctl(self.context, "start", [self.options.unit])
         self._server.ask("SELECT 1")
 
     def undo(self, choice: dict[str, Any]) -> None:
