@@ -17,7 +17,7 @@ straight() {
 trap straight EXIT
 on "$host" 'command -v iptables >/dev/null || apt-get -qq -y install iptables >/dev/null'
 
-for fault in '500 5' '503 3' '200 30' 'reset 4'; do
+for fault in '500 5' '503 3' '200 30' '200 7' 'reset 4'; do
     name=fault-${fault% *}
     before=$(on "$host" 'vmfleet-backup list | cut -d" " -f3')
     on "$store" "rm -f /run/faulty-store

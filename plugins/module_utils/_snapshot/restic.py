@@ -41,6 +41,9 @@ class Restic:
     def _run(self, purpose: str, *arguments: str, wrapper: Sequence[str] = ()) -> str:
         try:
             return self._call(purpose, *arguments, wrapper=wrapper)
+        except WrongKey:
+            # Of a store that gave an error for the list of keys, and called it a success, restic says the same.
+            return self._call(purpose, *arguments, wrapper=wrapper)
         except EngineFailed as error:
             if LOCKED not in str(error):
                 raise
@@ -109,7 +112,13 @@ class Restic:
             raise EngineFailed(f"save {self.source} with restic: it told no summary")
         told = summaries[-1]["snapshot_id"]
         if len(told) < FULL_ID:  # before 0.15
-            told = [entry["id"] for entry in self.snapshots() if entry["id"].startswith(told)][-1]
+            found = [entry["id"] for entry in self.snapshots() if entry["id"].startswith(told)]
+            if not found:
+                raise EngineFailed(
+                    f"save {self.source} with restic: it has made {told}, and the repository lists none such; look "
+                    "whether it keeps and lists what it accepts"
+                )
+            told = found[-1]
         return {**summaries[-1], "snapshot_id": told}
 
     def _save(self, command: Sequence[str], wrapper: Sequence[str]) -> str:
