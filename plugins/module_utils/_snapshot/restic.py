@@ -60,7 +60,7 @@ class Restic:
             "RESTIC_PASSWORD_FILE": self.context.repository.key.path,
             "RESTIC_CACHE_DIR": "/var/cache/vmfleet/restic",
             "RESTIC_PROGRESS_FPS": "0.1",
-            # restic asks Go for 50: less memory, for a fifth of the time that many small files take.
+            # Against 100, 50,000 small files take a sixth less time so, and 150 MB instead of 85.
             "GOGC": "150",
         }
         argv = [*wrapper, "restic", *place.options, *arguments]
