@@ -59,6 +59,7 @@ def test_what_is_sound_is_taken() -> None:
     assert refused(backup_archives=[{"name": "old", "paths": ["/srv/app"], "days": 90, "keep_days": 0}]) == set()
     assert refused(backup_ebs=[VOLUMES, {**VOLUMES, "name": "own", "access_key": "a", "secret_key": "b/c+"}]) == set()
     assert refused(backup_lvm=[{"name": "images", "volume": "vg-0/images.1"}]) == set()
+    assert refused(backup_libvirt=[{"name": "web", "domain": "web-1", "disks": ["vda"]}]) == set()
     assert refused(backup_search=[SEARCH, {**SEARCH, "name": "local", "url": "http://127.0.0.1:9200"}]) == set()
 
 
@@ -139,8 +140,20 @@ def test_what_the_release_cannot_do_is_refused() -> None:
         ("backup_lvm", [{"name": "images", "volume": "vg0/images"}, {"name": "images", "volume": "vg0/more"}]),
         ("backup_lvm", [{"name": "images", "volume": "/dev/vg0/images"}]),
         ("backup_lvm", [{"name": "images", "volume": "vg0/-images"}]),
+        ("backup_libvirt", [{"name": "guest", "domain": "web 1"}]),
+        ("backup_libvirt", [{"name": "guest", "domain": "web1", "disks": ["/dev/vda"]}]),
+        ("backup_libvirt", [{"name": "guest", "domain": "web1", "shutdown_seconds": 0}]),
+        ("backup_libvirt", [{"name": "Guest", "domain": "web1"}]),
     ],
     ids=str,
 )
 def test_other_values_are_refused_by_name(variable: str, value: Any) -> None:
     assert {name for name, _problem in refused(**{variable: value})} == {variable}
+
+
+def test_no_two_sources_have_one_name() -> None:
+    twice = refused(
+        backup_files=[{"name": "images", "paths": ["/srv/app"]}],
+        backup_lvm=[{"name": "images", "volume": "vg0/images"}],
+    )
+    assert {variable for variable, _problem in twice} == {"backup_files", "backup_lvm"}

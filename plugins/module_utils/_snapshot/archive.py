@@ -156,8 +156,6 @@ class Archive(files.Files):
 
     def choose(self, member: Member, members: Any, target: Target) -> dict[str, Any]:
         self.only_own_moment(target)
-        if target.database:
-            raise Refused(f"{self.name}: has no databases")
         for path in member.details["moving"]:
             if not os.path.isdir(os.path.dirname(path)):
                 raise Refused(f"{os.path.dirname(path)} is not there; make it, or apply the role that owns {path}")

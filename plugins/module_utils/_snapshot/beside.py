@@ -98,13 +98,19 @@ class Beside:
             remove(path + STAGING)
         systemctl(self.context, "start", self.start)
 
-    def undo(self, existed: Mapping[str, bool], places: Mapping[str, str]) -> None:
-        """What was live before is so again, and nothing is left beside it."""
-        swapped = [
+    @staticmethod
+    def swapped(existed: Mapping[str, bool], places: Mapping[str, str]) -> list[str]:
+        """The paths at which a swap has begun."""
+        return [
             path
             for path, was in existed.items()
-            if os.path.lexists(path + FORMER) or (not was and not os.path.lexists(places[path]))
+            if os.path.lexists(path + FORMER)
+            or (not was and os.path.lexists(path) and not os.path.lexists(places[path]))
         ]
+
+    def undo(self, existed: Mapping[str, bool], places: Mapping[str, str]) -> None:
+        """What was live before is so again, and nothing is left beside it."""
+        swapped = self.swapped(existed, places)
         if swapped:
             systemctl(self.context, "stop", self.units)
         for path in swapped:

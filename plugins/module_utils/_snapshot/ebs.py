@@ -266,8 +266,7 @@ class Volumes(Source):
             self._unmake(PROOF)
 
     def choose(self, member: Member, members: Sequence[Member], target: Target) -> dict[str, Any]:
-        if not target.of_the_set or target.database:
-            raise Refused(f"{self.name}: has the moments of its sets only, and no databases; name a set")
+        self.only_own_moment(target)
         self._check(member)
         left = self._made(RESTORE)
         if left:

@@ -190,8 +190,6 @@ class Files(Kept):
 
     def choose(self, member: Member, members: Sequence[Member], target: Target) -> dict[str, Any]:
         self.only_own_moment(target)
-        if target.database:
-            raise Refused(f"{self.name}: has no databases")
         self._check()
         # restic restores whole paths below its target.
         places = {path: f"{path}{STAGING}{path}" for path in member.details["moving"]}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .beside import FORMER, STAGING, mount_points, systemctl
-from .model import Damaged, EngineFailed, Member, Refused, now
+from .model import EngineFailed, Member, Refused, now
 from .restic import Kept
 from .sources import Context, Target
 from .tree import digest
@@ -171,18 +171,11 @@ class LogicalVolume(Kept):
 
     def prove(self, member: Member) -> dict[str, Any]:
         said = self.restic.dump(member.label, self.name, "sha256sum")
-        self._same(member.digests["sha256"], said.split()[0])
+        self.same(self.options.volume, member.digests["sha256"], said.split()[0])
         return {"bytes": member.details["size"]}
-
-    def _same(self, wanted: str, found: str) -> None:
-        """:raises Damaged: when digests differ."""
-        if found != wanted:
-            raise Damaged(f"{self.name}: what came back has the digest {found} instead of {wanted}")
 
     def choose(self, member: Member, members: Sequence[Member], target: Target) -> dict[str, Any]:
         self.only_own_moment(target)
-        if target.database:
-            raise Refused(f"{self.name}: has no databases")
         group = self._group()
         for suffix in (STAGING, FORMER):
             if self.volume.name + suffix in group:
@@ -226,7 +219,7 @@ class LogicalVolume(Kept):
         self.restic.dump(
             choice["label"], self.name, f"dd of={staged.device} bs=1M iflag=fullblock conv={conv} status=none"
         )
-        self._same(choice["sha256"], digest(staged.device, "sha256"))
+        self.same(self.options.volume, choice["sha256"], digest(staged.device, "sha256"))
         # It has the file system of the live one, by the same id, which is to be found once.
         staged.activate(self.context, False)
         return {"bytes": choice["size"]}

@@ -259,7 +259,7 @@ class Logical(Kept):
         return len(found)
 
     def choose(self, member: Member, members: Sequence[Member], target: Target) -> dict[str, Any]:
-        self.only_own_moment(target)
+        self.only_own_moment(target, databases=True)
         wanted = [target.database] if target.database else list(member.digests)
         for database in wanted:
             if database not in member.digests:

@@ -10,6 +10,7 @@ from typing import Any
 from .archive import Archive
 from .ebs import Volumes
 from .files import Files
+from .libvirt import Machine
 from .lvm import LogicalVolume
 from .model import Key, Refused
 from .postgresql import Physical
@@ -21,7 +22,17 @@ from .search import Search
 from .sftp import Sftp
 from .sources import Source
 
-SOURCES: tuple[type[Source], ...] = (Physical, Logical, Files, Redis, Search, Volumes, LogicalVolume, Archive)
+SOURCES: tuple[type[Source], ...] = (
+    Physical,
+    Logical,
+    Files,
+    Redis,
+    Search,
+    Volumes,
+    LogicalVolume,
+    Machine,
+    Archive,
+)
 TYPES: dict[str, type[Source]] = {source.kind: source for source in SOURCES}
 KINDS: dict[str, type[Repository]] = {"path": LocalPath, "sftp": Sftp, "s3": S3}
 

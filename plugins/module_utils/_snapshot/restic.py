@@ -14,8 +14,8 @@ from typing import Any
 
 from .._host import CommandError
 from .beside import remove
-from .model import Damaged, EngineFailed, Member, NotFound, Refused, WrongKey, now
-from .sources import Context, Source, Target
+from .model import Damaged, EngineFailed, Member, NotFound, WrongKey, now
+from .sources import Context, Source
 
 # restic's exit code for a snapshot that lacks what could not be read.
 INCOMPLETE = 3
@@ -254,9 +254,15 @@ class Kept(Source):
         os.rename(target + folder, tree)
         return tree
 
+    def labels(self, member: Member) -> list[str]:
+        """The snapshots that a member is in."""
+        return [member.label]
+
     def verify(self, member: Member, thorough: bool) -> dict[str, Any]:
-        if member.label not in [entry["id"] for entry in self.restic.snapshots()]:
-            raise Damaged(f"{self.name}: restic has no {member.label} any more")
+        known = {entry["id"] for entry in self.restic.snapshots()}
+        gone = [label for label in self.labels(member) if label not in known]
+        if gone:
+            raise Damaged(f"{self.name}: restic has no {gone[0]} any more")
         self.restic.check(read_all=thorough)
         return {"engine": "verified", **(self.prove(member) if thorough else {})}
 
@@ -264,14 +270,14 @@ class Kept(Source):
     def prove(self, member: Member) -> dict[str, Any]:
         """Restores a member into a scratch place. Returns what was proven. :raises Damaged:"""
 
-    def only_own_moment(self, target: Target) -> None:
-        """:raises Refused: for another moment than that of a set."""
-        if not target.of_the_set:
-            raise Refused(f"{self.name}: has the moments of its sets only; name a set")
+    def same(self, part: str, wanted: str, found: str) -> None:
+        """:raises Damaged: when a part came back with another digest."""
+        if found != wanted:
+            raise Damaged(f"{self.name}: {part} came back with the digest {found} instead of {wanted}")
 
     def prune(self, keep: Sequence[Member]) -> None:
         try:
-            self.restic.keep([member.label for member in keep])
+            self.restic.keep([label for member in keep for label in self.labels(member)])
         except EngineFailed:
             if keep:
                 raise

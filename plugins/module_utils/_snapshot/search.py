@@ -279,8 +279,7 @@ class Search(Source):
             self.cluster.ask("DELETE", f"/{index['index']}", absent={})
 
     def choose(self, member: Member, members: Sequence[Member], target: Target) -> dict[str, Any]:
-        if not target.of_the_set or target.database:
-            raise Refused(f"{self.name}: has the moments of its sets only, and no databases; name a set")
+        self.only_own_moment(target)
         if self.cluster.ask("GET", self._place(self._former), absent={}):
             raise Refused(
                 f"snapshot {self._former} is there, and no restore is open that made it; look at it, and remove it"

@@ -196,6 +196,13 @@ class Source(abc.ABC):
         Changes nothing. :raises Refused: when the target cannot be had.
         """
 
+    def only_own_moment(self, target: Target, databases: bool = False) -> None:
+        """:raises Refused: for another moment than that of a set, and a database where there are none."""
+        if not target.of_the_set:
+            raise Refused(f"{self.name}: has the moments of its sets only; name a set")
+        if target.database and not databases:
+            raise Refused(f"{self.name}: has no databases; name the source that has {target.database}")
+
     @abc.abstractmethod
     def stage(self, choice: dict[str, Any]) -> dict[str, Any]:
         """Restores beside the live data and proves the result. Returns what was proven. :raises SnapshotError:"""
