@@ -125,13 +125,23 @@ class Files(Kept):
         left_out = leaves_out(self.options.exclude)
         folder = self.scratch()
         options = [f"--exclude={pattern}" for pattern in self._excluded()]
+        before: dict[str, dict[str, Facts]] = {}
         with frozen(self.context, self.options.paths) as views:
-            before = {path: index(view, _within(view, path, left_out)) for path, view in views.items()}
-            with open(f"{folder}/{INDEX}", "w", encoding="ascii") as handle:
-                handle.write(json.dumps(before))  # json.dump is many times slower
-            member = self.save(
-                set_id, began, [*self.options.paths, folder], options, consistency="crash", wrapper=showing(views)
-            )
+
+            def look() -> None:
+                before.update({path: index(view, _within(view, path, left_out)) for path, view in views.items()})
+                with open(f"{folder}/{INDEX}", "w", encoding="ascii") as handle:
+                    handle.write(json.dumps(before))  # json.dump is many times slower
+
+            with self.restic.after(look) as waiting:
+                member = self.save(
+                    set_id,
+                    began,
+                    [*self.options.paths, folder],
+                    [*options, *waiting],
+                    consistency="crash",
+                    wrapper=showing(views),
+                )
             moving = {path: changes(before[path], marks(path, left_out)) for path in self.options.paths}
         details = {
             "folder": folder,
@@ -222,6 +232,8 @@ class Files(Kept):
 
     def _carry(self, old: str, new: str) -> None:
         """What is not saved stays with the live tree, where the restored one has a place for it."""
+        if not self.options.exclude:
+            return
         live = min(old, new, key=len)  # the other one has a suffix
         left_out = leaves_out(self.options.exclude)
         for place, status in walk(old, _within(old, live, left_out)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
+import operator
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 Facts = dict[str, Any]
 # What two equal trees agree in. The content of files is the business of whoever has copied them.
 COMPARED = ("mode", "owner", "size", "mtime", "target", "twin", "xattrs")
+_compared = operator.itemgetter(*COMPARED)
 
 
 def nothing(path: str) -> bool:
@@ -164,7 +166,7 @@ def differences(wanted: Mapping[str, Facts], found: Mapping[str, Facts], moving:
         elif name not in wanted:
             if (os.path.dirname(name) or ".") not in moving:
                 wrong.append(f"{name!r} should not be there")
-        else:
+        elif _compared(found[name]) != _compared(wanted[name]):
             pairs = [(key, found[name][key], wanted[name][key]) for key in COMPARED]
             wrong += [f"{name!r} has {key} {is_} instead of {was}" for key, is_, was in pairs if is_ != was]
     return wrong

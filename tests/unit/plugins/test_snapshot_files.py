@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +218,45 @@ def test_what_is_excluded_is_not_counted_and_stays(root: Path) -> None:
 def test_a_file_that_could_not_be_read_is_told_from_one_that_went_away(items: list[str], gone: bool) -> None:
     lines = [json.dumps({"message_type": "error", "error": {}, "during": "archival", "item": item}) for item in items]
     assert restic._only_gone("\n".join(["Warning: incomplete", *lines])) == gone
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Any:
+    """restic as one that reads the patterns it is given, and nothing else."""
+    (tmp_path / "spool").mkdir(exist_ok=True)
+
+    def read(options: list[str]) -> subprocess.Popen[str]:
+        (option,) = options
+        return subprocess.Popen(["cat", option.partition("=")[2]], stdout=subprocess.PIPE, text=True)
+
+    return read
+
+
+def test_restic_reads_nothing_before_the_work_is_done(tmp_path: Path, reader: Any) -> None:
+    may_end, ended = threading.Event(), []
+
+    def work() -> None:
+        may_end.wait(10)
+        ended.append(True)
+
+    with restic.Restic(context(tmp_path), "files").after(work) as options:
+        first = reader(options)
+        with pytest.raises(subprocess.TimeoutExpired):
+            first.communicate(timeout=0.2)
+        may_end.set()
+        assert first.communicate(timeout=10) == ("", None)
+        # And again, as where restic had to make its repository first.
+        assert reader(options).communicate(timeout=10) == ("", None)
+    assert ended
+    assert not list((tmp_path / "spool").iterdir())
+
+
+def test_work_that_fails_keeps_nobody_waiting(tmp_path: Path, reader: Any) -> None:
+    def work() -> None:
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"), restic.Restic(context(tmp_path), "files").after(work) as options:
+        reader(options).communicate(timeout=10)
+    # restic has ended before it read anything.
+    with restic.Restic(context(tmp_path), "files").after(lambda: None):
+        pass
