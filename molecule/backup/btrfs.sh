@@ -14,7 +14,16 @@ cp $disk/inner/big $disk/outer/big
 put() { echo "$2" >"$1.new" && mv "$1.new" "$1"; }
 put $disk/inner/data/a 0
 put $disk/inner/data/z 0
-(i=0; while [ -e $disk/inner ]; do i=$((i + 1)); put $disk/inner/data/a $i; put $disk/inner/data/z $i; done 2>/dev/null) &
+write() {
+    i=0
+    while [ -e $disk/inner ]; do
+        i=$((i + 1))
+        put $disk/inner/data/a $i
+        put $disk/inner/data/z $i
+        sleep 0.01  # not all of a processor
+    done
+}
+write 2>/dev/null &
 writer=$!
 left() { find $disk -name '.vmfleet-snapshot*' | wc -l; }
 

@@ -29,6 +29,7 @@ i=$(($($bb head -c 16 /dev/vda)))
 while :; do
     i=$((i + 1))
     for disk in vda vdb; do printf '%16d' $i | $bb dd of=/dev/$disk conv=notrunc,fsync 2>/dev/null; done
+    $bb usleep 50000  # not all of a processor
 done
 INIT
 chmod 755 $guest/files/init
@@ -199,6 +200,7 @@ virsh -q dominfo guest | grep -q 'Autostart:.*enable' || die 'it does not start 
 ! grep -rq hushhush /var/log /var/lib/vmfleet /var/backups || die 'a password is where it should not be'
 
 # Nothing of it for those that come later.
+vmfleet-backup remove off running again vdb
 virsh -q destroy guest
 virsh -q undefine guest --keep-nvram
 rm -r $guest /srv/raw /etc/vmfleet/backup.d/libvirt.json

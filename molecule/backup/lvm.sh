@@ -51,6 +51,7 @@ write() {
             put /srv/$place/tree/data/a $i
             put /srv/$place/tree/data/z $i
         done
+        sleep 0.05  # not all of a processor
     done
 }
 one_moment() {

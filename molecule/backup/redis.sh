@@ -55,7 +55,7 @@ first=$(digest)
 cli SET short-lived x PX 1500 >/dev/null
 
 touch /root/watch
-(while [ -e /root/watch ]; do ps axwwo args; done >/root/seen) &
+(while [ -e /root/watch ]; do ps axwwo args; sleep 0.02; done >/root/seen) &
 vmfleet-backup snapshot --only redis keys
 sleep 1.5
 vmfleet-backup verify keys --thorough
