@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from .._durable import write_durably
 from .._host import CommandError
 from .beside import remove
 from .model import Damaged, EngineFailed, Member, NotFound, WrongKey, now
@@ -95,24 +96,31 @@ class Restic:
         pipe = os.path.join(self.context.spool, f"{self.source}.ready")
         remove(pipe)
         os.mkfifo(pipe, 0o600)
-        over, failures = threading.Event(), []
+        failures: list[Exception] = []
 
         def run() -> None:
             try:
                 work()
             except Exception as error:  # noqa: BLE001 - for whoever waits for it
                 failures.append(error)
-            while not over.wait(0.005):
-                with contextlib.suppress(OSError):  # nobody reads
-                    os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+            waiting = os.open(pipe, os.O_WRONLY)  # when somebody reads
+            try:
+                # Where restic has to be started again, it finds that there is nothing to wait for.
+                write_durably(pipe, b"")
+            except OSError as error:
+                failures.append(error)
+            finally:
+                os.close(waiting)
 
         thread = threading.Thread(target=run)
         thread.start()
         try:
             yield [f"--exclude-file={pipe}"]
         finally:
-            over.set()
+            # restic may have ended before it has read.
+            reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
             thread.join()
+            os.close(reading)
             remove(pipe)
             if failures:
                 raise failures[0]
