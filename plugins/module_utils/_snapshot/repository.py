@@ -115,5 +115,5 @@ class LocalPath(Repository):
             raise Unavailable(f"{path}: {error.strerror}") from error
 
     def restic(self, host: str) -> ResticPlace:
-        # With two, its default, 50,000 small files take a sixteenth longer to come back.
+        # With two, its default, 50,000 small files take a tenth longer to come back.
         return ResticPlace(self._path(f"restic/{host}"), {}, [], ["--option=local.connections=4"])
