@@ -25,7 +25,7 @@ from typing import Any
 from .._durable import write_durably
 from .beside import STAGING, Beside, remove
 from .model import EngineFailed, Member, Refused, SnapshotError, now
-from .restic import Kept
+from .restic import Kept, stored
 from .sources import Target
 from .tree import identity
 
@@ -194,7 +194,7 @@ class Machine(Kept):
         folder = self.scratch()
         write_durably(f"{folder}/{DEFINITION}", work["definition"].encode())
         saved: dict[str, dict[str, Any]] = {}
-        digests, stored = {}, 0
+        digests, added = {}, 0
         try:
             for name, disk in work["disks"].items():
                 self.context.say(f"{self.name}: {name}, {disk['size']} B")
@@ -214,7 +214,7 @@ class Machine(Kept):
                     raise EngineFailed(f"{self.name}: {name}: {summary['total_bytes_processed']} B were read of it")
                 with open(f"{folder}/sha256", encoding="ascii") as handle:
                     digests[name] = handle.read().split()[0]
-                stored += summary.get("data_added_packed", summary["data_added"])
+                added += stored(summary)
                 saved[name] = {key: disk[key] for key in ("image", "format", "size", "takes")}
                 saved[name]["label"] = summary["snapshot_id"]
             if not work["running"] and not all(map(_untouched, work["disks"].values())):
@@ -238,7 +238,7 @@ class Machine(Kept):
             details=details,
         )
         return dataclasses.replace(
-            member, size=sum(disk["size"] for disk in saved.values()), stored=member.stored + stored
+            member, size=sum(disk["size"] for disk in saved.values()), stored=member.stored + added
         )
 
     def settle(self) -> None:
@@ -326,14 +326,11 @@ class Machine(Kept):
         path = f"{self.fetch(choice['label'], choice['folder'])}/{DEFINITION}"
         _stand_alone(path, choice["disks"])
         self._stop()
-        self._beside().swap(choice["existed"], self._places(choice))
+        Beside(self.context, []).swap(choice["existed"], self._places(choice))
         self._define(path)
         if not choice["definition"] and choice["autostart"]:
             self._virsh("autostart")
         self._start(choice)
-
-    def _beside(self) -> Beside:
-        return Beside(self.context, [])
 
     def _define(self, path: str) -> None:
         self._virsh_for_all(f"define {self.options.domain}", "define", path)
@@ -359,7 +356,7 @@ class Machine(Kept):
         places = self._places(choice)
         if Beside.swapped(choice["existed"], places):
             self._stop()
-        self._beside().undo(choice["existed"], places)
+        Beside(self.context, []).undo(choice["existed"], places)
         if choice["definition"]:
             path = os.path.join(self.scratch(), DEFINITION)
             write_durably(path, choice["definition"].encode())

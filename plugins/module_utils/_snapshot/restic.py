@@ -222,6 +222,11 @@ class Restic:
             self._run("remove what no set needs with restic", "forget", "--prune", *unwanted)
 
 
+def stored(summary: dict[str, Any]) -> int:
+    """The bytes that a snapshot has added to the repository, by restic's summary of it."""
+    return int(summary.get("data_added_packed", summary["data_added"]))
+
+
 def _number(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"[0-9]+", version)[:2]))
 
@@ -275,7 +280,7 @@ class Kept(Source):
             began=began,
             ended=now(),
             size=summary["total_bytes_processed"],
-            stored=summary.get("data_added_packed", summary["data_added"]),
+            stored=stored(summary),
             digests=digests or {},
             details=details or {},
         )
