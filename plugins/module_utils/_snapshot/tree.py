@@ -7,7 +7,6 @@ Names are text with surrogates for bytes that are no UTF-8, as Python's ``os`` h
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import hashlib
 import operator
@@ -20,6 +19,7 @@ Facts = dict[str, Any]
 # What two equal trees agree in. The content of files is the business of whoever has copied them.
 COMPARED = ("mode", "owner", "size", "mtime", "target", "twin", "xattrs")
 _compared = operator.itemgetter(*COMPARED)
+_name = operator.attrgetter("name")
 
 
 def nothing(path: str) -> bool:
@@ -68,7 +68,7 @@ def _listed(folder: str) -> Iterator[os.DirEntry[str]]:
     """What is in a folder, by name."""
     try:
         with os.scandir(folder) as entries:
-            return iter(sorted(entries, key=lambda entry: entry.name))
+            return iter(sorted(entries, key=_name))
     except (FileNotFoundError, NotADirectoryError):
         return iter(())
 
@@ -89,8 +89,10 @@ def index(root: str, left_out: Callable[[str], bool] = nothing) -> dict[str, Fac
     found: dict[str, Facts] = {}
     first: dict[tuple[int, int], str] = {}
     for name, path, status in _named(root, left_out):
-        with contextlib.suppress(FileNotFoundError):
+        try:
             found[name] = _facts(path, name, status, first)
+        except FileNotFoundError:
+            continue
     return found
 
 
@@ -131,6 +133,8 @@ def _facts(path: str, name: str, status: os.stat_result, first: dict[tuple[int, 
 def _attributes(path: str) -> dict[str, str]:
     try:
         names = os.listxattr(path, follow_symlinks=False)
+        if not names:
+            return {}
         values = {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
     except FileNotFoundError:
         raise
@@ -159,14 +163,16 @@ def differences(wanted: Mapping[str, Facts], found: Mapping[str, Facts], moving:
 
     What was ``moving`` while it was copied may be anything, and a folder that was may hold what came and went.
     """
+    other = found.keys() ^ wanted.keys()
+    other |= {name for name, facts in found.items() if name in wanted and _compared(facts) != _compared(wanted[name])}
     wrong = []
-    for name in sorted({*wanted, *found} - set(moving)):
+    for name in sorted(other.difference(moving)):
         if name not in found:
             wrong.append(f"{name!r} is missing")
         elif name not in wanted:
             if (os.path.dirname(name) or ".") not in moving:
                 wrong.append(f"{name!r} should not be there")
-        elif _compared(found[name]) != _compared(wanted[name]):
+        else:
             pairs = [(key, found[name][key], wanted[name][key]) for key in COMPARED]
             wrong += [f"{name!r} has {key} {is_} instead of {was}" for key, is_, was in pairs if is_ != was]
     return wrong
