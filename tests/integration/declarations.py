@@ -76,6 +76,8 @@ def firewall(**options: Any) -> dict[str, Any]:
     }
 
 
+# A service that was just started may not listen yet.
+ASK = "curl -s --retry 3 --retry-connrefused --retry-delay 1 http://127.0.0.1:8800/"
 # All that the role brings to a host, as it is there.
 SNAPSHOT = f"""
     cat {CONF} {DROP_IN} /srv/hello/noted /etc/vmfleet/checks.d/web.json /etc/ansible/facts.d/vmfleet_web.fact
@@ -88,7 +90,7 @@ SNAPSHOT = f"""
     iptables -S ufw-user-input | sort
     systemctl is-enabled hello-web
     systemctl show -p ActiveState,NeedDaemonReload hello-web
-    curl -s http://127.0.0.1:8800/
+    {ASK}
     tr '\\0' '\\n' < /proc/$(systemctl show -p MainPID --value hello-web)/environ | grep ROLE
     ls /usr/sbin/policy-rc.d /etc/hello /etc/systemd/system/hello-web.service.d
     find /etc /usr /srv -name '*vmfleet-new*'

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from declarations import CONF, SECRET, firewall, gone, snapshots, web
+from declarations import ASK, CONF, SECRET, firewall, gone, snapshots, web
 from lab import ROOT, Host, converge, converge_play, failed, play, playing, succeeded
 
 ENGINE = ROOT / "plugins" / "module_utils" / "_transaction.py"
@@ -93,7 +93,7 @@ def test_killed(hosts: list[Host], states: dict[str, dict[str, str]], point: str
     for host in hosts:
         assert run.of(host)[-1]["outcome"] in ("failed", "unreachable"), run.output
         if point not in ("service", "services", "verify", "verified"):
-            assert host.sh("curl -s http://127.0.0.1:8800/") == "1.0 hello", "the old service does not serve"
+            assert host.sh(ASK) == "1.0 hello", "the old service does not serve"
     for result in assert_converges(hosts, states, state):
         assert result["changed"]
         recovered = any("interrupted transaction of web" in change for change in result["changes"])
@@ -304,7 +304,7 @@ def test_full_disk(hosts: list[Host], states: dict[str, dict[str, str]], path: s
     )
     failed(converge(hosts, big), hosts, "No space left", phase)
     for host in hosts:
-        assert host.sh("curl -s http://127.0.0.1:8800/") == "1.0 hello"
+        assert host.sh(ASK) == "1.0 hello"
         host.sh(f"rm {path}/.filler")
     assert_old(hosts, states)
     succeeded(play([converge_play(hosts, big)]), hosts, changed=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from declarations import CONF, DROP_IN, SECRET, firewall, gone, web
+from declarations import ASK, CONF, DROP_IN, SECRET, firewall, gone, web
 from lab import Host, converge, cycle, diff_text, failed, succeeded
 from packages import STARTS
 
@@ -26,7 +26,7 @@ def standing(hosts: list[Host]) -> list[Host]:
 
 def web_state(host: Host) -> str:
     """What the service's greeting is; a test that left more than that behind breaks only itself."""
-    return host.sh("curl -s http://127.0.0.1:8800/ | cut -d' ' -f2", check=False)
+    return host.sh(f"{ASK} | cut -d' ' -f2", check=False)
 
 
 def test_first_run_makes_everything_and_check_mode_says_so(hosts: list[Host]) -> None:
@@ -44,7 +44,7 @@ def test_first_run_makes_everything_and_check_mode_says_so(hosts: list[Host]) ->
     for host in hosts:
         assert diff_text(rehearsal.one(host)) == diff_text(real.one(host))
         assert rehearsal.one(host)["changes"] == real.one(host)["changes"]
-        assert host.sh("curl -s http://127.0.0.1:8800/") == "1.0 hello"
+        assert host.sh(ASK) == "1.0 hello"
         assert host.sh(f"cat {STARTS}") == "hello", "the package ran with another configuration than ours"
         assert host.sh("systemctl is-enabled hello-web; systemctl is-active hello-web") == "enabled\nactive"
         assert (
@@ -125,7 +125,7 @@ def test_one_drift_alone_is_mended(standing: list[Host], action: str, words: str
         host.sh(f"{{ {action}; }} >/dev/null 2>&1")
     for host, result in zip(standing, cycle(standing, web()), strict=True):
         assert any(change.startswith(words) for change in result["changes"]), result["changes"]
-        assert host.sh("curl -s http://127.0.0.1:8800/; systemctl is-enabled hello-web") == "1.0 helloenabled"
+        assert host.sh(f"{ASK}; systemctl is-enabled hello-web") == "1.0 helloenabled"
 
 
 def test_a_unit_changed_by_hand_but_not_loaded_is_loaded_again(standing: list[Host]) -> None:
