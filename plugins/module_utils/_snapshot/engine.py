@@ -142,7 +142,7 @@ class Engine:
                     raise Busy("another snapshot or restore is at work on this host; wait for its end")
                 time.sleep(0.5)
             self.context.pid_file = f"{STATE}/running"
-            self.context.done.clear()
+            self.context.known.clear()
             try:
                 self._settle(self.context.pid_file, set_of, sweeping)
                 yield

@@ -27,6 +27,8 @@ LOCKED = "already locked"
 OTHER_KEY = "wrong password or no key found"
 ABSENT = ("Is there a repository at the following location", "ended with 10")
 FULL_ID = 64
+# By what a run knows the snapshots of this host.
+LISTED = "listed"
 
 
 def literally(path: str) -> str:
@@ -127,9 +129,9 @@ class Restic:
 
     def _once(self, what: str) -> bool:
         """Whether it is still to be done in this run: there is one repository for all sources."""
-        if what in self.context.done:
+        if what in self.context.known:
             return False
-        self.context.done.add(what)
+        self.context.known[what] = True
         return True
 
     def save(
@@ -141,6 +143,7 @@ class Restic:
 
         :param wrapper: what restic is started by, if not by itself.
         """
+        self.context.known.pop(LISTED, None)
         tags = f"set={set_id},source={self.source}"
         # Nobody waits for an estimate, for which all would be looked at twice.
         given = [*self._since_15("--no-scan"), *options]
@@ -177,10 +180,11 @@ class Restic:
 
     def snapshots(self) -> list[dict[str, Any]]:
         """All of this source and host."""
-        found = self._run(
-            "list what restic has", "snapshots", "--json", "--host", self.context.host, "--tag", f"source={self.source}"
-        )
-        return list(json.loads(found) or [])
+        known = self.context.known
+        if LISTED not in known:  # opening the repository takes half a second of a processor
+            found = self._run("list what restic has", "snapshots", "--json", "--host", self.context.host)
+            known[LISTED] = json.loads(found) or []
+        return [entry for entry in known[LISTED] if f"source={self.source}" in entry.get("tags", ())]
 
     def restore(self, snapshot: str, target: str, *options: str) -> None:
         """Restores a snapshot into a folder; what it holds keeps its whole path below that. Holes stay holes.
@@ -219,7 +223,9 @@ class Restic:
         """Removes all snapshots of this source and host but those."""
         unwanted = [entry["id"] for entry in self.snapshots() if entry["id"] not in labels]
         if unwanted:
+            listed = self.context.known.pop(LISTED)
             self._run("remove what no set needs with restic", "forget", "--prune", *unwanted)
+            self.context.known[LISTED] = [entry for entry in listed if entry["id"] not in unwanted]
 
 
 def stored(summary: dict[str, Any]) -> int:

@@ -58,8 +58,8 @@ class Context:
     places: Sequence[str] = ()
     # Where a run notes what it has begun, for the next one to end the orphan of a killed one. Who looks has none.
     pid_file: str | None = None
-    # What an engine needs to do only once in a run, by words of its own.
-    done: set[str] = field(default_factory=set)
+    # What an engine has done or found out in a run, by words of its own: all its sources share that.
+    known: dict[str, Any] = field(default_factory=dict)
 
     def room(self, place: str, size: int, what: str) -> None:
         """Proves that a folder, or the one where it will be, has room.
