@@ -9,6 +9,7 @@ is off.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import glob
@@ -151,10 +152,21 @@ class Machine(Kept):
         disks = self._disks(self._definition())
         if self._number() and not self._virsh("domjobinfo").endswith("None"):
             raise Refused(f"{self.name}: {self.options.domain} has another job, see virsh domjobinfo; wait for its end")
-        for name, disk in disks.items():
-            # Without it the machine could not write any more.
-            room = self._sizes(name, disk)["size"] // 5
-            self.context.room(os.path.dirname(disk["image"]), room, f"what {self.options.domain} overwrites meanwhile")
+        # Without it the machine could not write any more.
+        overwritten = {disk["image"]: self._sizes(name, disk)["size"] // 5 for name, disk in disks.items()}
+        self._room(overwritten, f"what {self.options.domain} overwrites meanwhile")
+
+    def _room(self, wanted: Mapping[str, int], what: str) -> None:
+        """:raises Refused: when there is no room for some bytes beside each image, those of a file system together."""
+        sizes: collections.Counter[int] = collections.Counter()
+        folders = {}
+        for image, size in wanted.items():
+            folder = os.path.dirname(image)
+            device = os.stat(folder).st_dev
+            folders[device] = folder
+            sizes[device] += size
+        for device, size in sizes.items():
+            self.context.room(folders[device], size, what)
 
     def estimate(self) -> int:
         return sum(self._sizes(name, disk)["size"] for name, disk in self._disks(self._definition()).items())
@@ -267,8 +279,8 @@ class Machine(Kept):
         self.only_own_moment(target)
         disks = member.details["disks"]
         existed = Beside.choose({disk["image"]: disk["image"] + STAGING for disk in disks.values()})
-        for disk in disks.values():
-            self.context.room(os.path.dirname(disk["image"]), disk["takes"], f"the disks of {self.options.domain}")
+        takes = {disk["image"]: disk["takes"] for disk in disks.values()}
+        self._room(takes, f"the disks of {self.options.domain}")
         known = self._exists()
         definition = self._definition() if known else ""
         uuid = _uuid(definition) if known else ""

@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot import libvirt
-from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.model import Refused
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.model import Key, Refused
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.repository import LocalPath
+from ansible_collections.vmfleet.ops.plugins.module_utils._snapshot.sources import Context
 
 IMAGE = "<disk type='file'><driver name='qemu' type='qcow2'/><source file='/srv/a.qcow2'/><target dev='vda'/></disk>"
 PLAIN = "<disk type='file' device='disk'><source file='/srv/b.img'/><target dev='vdb'/></disk>"
@@ -53,6 +56,16 @@ def test_the_variables_of_firmware_are_saved_where_it_has_some(tmp_path: Path) -
 def test_what_cannot_be_saved_is_refused(devices: list[str], only: list[str], words: str) -> None:
     with pytest.raises(Refused, match=words):
         disks(*devices, only=only)
+
+
+def test_images_of_one_file_system_need_room_together(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    repository = LocalPath("main", Key("/key", "id", b"mac"), {"path": str(tmp_path)})
+    machine = libvirt.Machine("guest", libvirt.Options("guest"), Context("host", repository, str(tmp_path), print))
+    most = shutil.disk_usage(tmp_path).free * 2 // 3
+    machine._room({f"{tmp_path}/vda": most, f"{tmp_path}/other/vdb": 0}, "the disks of guest")
+    with pytest.raises(Refused, match=f"the disks of guest may take {2 * most} B; make room"):
+        machine._room({f"{tmp_path}/vda": most, f"{tmp_path}/other/vdb": most}, "the disks of guest")
 
 
 def test_what_is_restored_is_based_on_nothing(tmp_path: Path) -> None:
