@@ -31,6 +31,11 @@ FACTS = ("lv_name", "lv_size", "vg_free", "pool_lv", "lv_snapshot_invalid")
 READ = ["sh", "-c", 'exec "$@" <"$0"']
 
 
+def _run(context: Context, purpose: str, *argv: str) -> str:
+    """Runs a program of LVM. :raises EngineFailed:"""
+    return context.command(purpose, argv, timeout=TIMEOUT).stdout
+
+
 @dataclass(frozen=True)
 class Volume:
     """A logical volume by the names of its group and itself."""
@@ -49,14 +54,10 @@ class Volume:
     def beside(self, suffix: str) -> Volume:
         return Volume(self.group, self.name + suffix)
 
-    def run(self, context: Context, purpose: str, *argv: str) -> str:
-        """Runs a program of LVM. :raises EngineFailed:"""
-        return context.command(purpose, argv, timeout=TIMEOUT).stdout
-
     def group_facts(self, context: Context) -> dict[str, dict[str, str]]:
         """The :data:`FACTS` of all volumes in the group, by name. :raises EngineFailed: also where there is none."""
         options = ("--reportformat=json", "--units=b", "--nosuffix", "--binary", f"--options={','.join(FACTS)}")
-        said = self.run(context, f"look at the volume group {self.group}", "lvs", *options, self.group)
+        said = _run(context, f"look at the volume group {self.group}", "lvs", *options, self.group)
         return {facts["lv_name"]: facts for facts in json.loads(said)["report"][0]["lv"]}
 
     def snapshot_size(self, context: Context) -> list[str]:
@@ -74,7 +75,7 @@ class Volume:
         """Makes a snapshot beside the volume, with a ``size`` of :meth:`snapshot_size`. :raises EngineFailed:"""
         made = self.beside(suffix)
         argv = ["lvcreate", "--quiet", "--snapshot", "--permission=r", f"--name={made.name}", *size, str(self)]
-        self.run(context, f"make a snapshot of {self}", *argv)
+        _run(context, f"make a snapshot of {self}", *argv)
         return made
 
     def check_snapshot(self, context: Context, suffix: str) -> None:
@@ -89,15 +90,15 @@ class Volume:
     def remove(self, context: Context) -> None:
         """Removes the volume, if it is there. :raises EngineFailed: when it is in use."""
         if self.name in self.group_facts(context):
-            self.run(context, f"remove {self}", "lvremove", "--quiet", "--yes", str(self))
+            _run(context, f"remove {self}", "lvremove", "--quiet", "--yes", str(self))
 
     def rename(self, context: Context, name: str) -> None:
-        self.run(context, f"rename {self}", "lvrename", "--quiet", self.group, self.name, name)
+        _run(context, f"rename {self}", "lvrename", "--quiet", self.group, self.name, name)
 
     def activate(self, context: Context, active: bool) -> None:
         """:raises EngineFailed: when it is in use and should not be active."""
         argv = ["lvchange", "--quiet", "--activate", "y" if active else "n", str(self)]
-        self.run(context, f"{'' if active else 'de'}activate {self}", *argv)
+        _run(context, f"{'' if active else 'de'}activate {self}", *argv)
 
 
 @dataclass
@@ -213,7 +214,7 @@ class LogicalVolume(Kept):
         staged, size = self.volume.beside(STAGING), f"{choice['size']}b"
         kind = ["--virtualsize", size, "--thinpool", choice["pool"]] if choice["pool"] else ["--size", size]
         argv = ["lvcreate", "--quiet", "--yes", f"--name={staged.name}", *kind, staged.group]
-        staged.run(self.context, f"make {staged}", *argv)
+        _run(self.context, f"make {staged}", *argv)
         # A thin volume is made of zeros, others of what was there before.
         conv = "sparse,fsync" if choice["pool"] else "fsync"
         self.restic.dump(
