@@ -29,7 +29,7 @@ i=$(($($bb head -c 16 /dev/vda)))
 while :; do
     i=$((i + 1))
     for disk in vda vdb; do printf '%16d' $i | $bb dd of=/dev/$disk conv=notrunc,fsync 2>/dev/null; done
-    $bb usleep 50000  # not all of a processor
+    $bb usleep 200000  # not all of a processor
 done
 INIT
 chmod 755 $guest/files/init
