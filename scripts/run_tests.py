@@ -6,7 +6,6 @@ A stage that finds nothing to run counts as failed: tests that match no file hav
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import os
 import re
@@ -15,7 +14,7 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,33 +121,25 @@ def scenario(name: str) -> tuple[str, str, float]:
 
 @dataclass
 class Room:
-    """What Molecule may take: ``lanes`` for scenarios at once, and for those with load the time when it is
-    ``quiet``.
-    """
+    """What Molecule may take: ``lanes`` for scenarios at once, and all when it is ``quiet``."""
 
     lanes: threading.Semaphore
     quiet: threading.Event
-    # Two that each held one lane would wait for each other for ever.
-    load: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, name: str) -> tuple[str, str, float]:
-        """:func:`scenario`, when there is room for it."""
-        with contextlib.ExitStack() as held:
-            wanted = 1
-            if name in LOADED:
-                held.enter_context(self.load)
-                self.quiet.wait()
-                wanted = SCENARIOS[False]
-            for _lane in range(wanted):
-                held.enter_context(self.lanes)
+        """:func:`scenario`, when there is a lane for it."""
+        with self.lanes:
             return scenario(name)
 
-
-def in_turns(names: Sequence[str]) -> list[str]:
-    """In an order in which they wait for each other least."""
-    loaded = [name for name in names if name in LOADED]
-    others = sorted((name for name in names if name not in LOADED), key=lambda name: name != LONGEST)
-    return [*loaded[:1], *others, *loaded[1:]]
+    def all(self, names: Sequence[str]) -> Iterator[tuple[str, str, float]]:
+        """What came of each scenario, as soon as it is known."""
+        together = sorted((name for name in names if name not in LOADED), key=lambda name: name != LONGEST)
+        with ThreadPoolExecutor(max_workers=max(SCENARIOS.values())) as pool:
+            for job in as_completed([pool.submit(self.run, name) for name in together]):
+                yield job.result()
+        for name in (name for name in names if name in LOADED):
+            self.quiet.wait()
+            yield scenario(name)
 
 
 def molecule(chosen: Sequence[str], room: Room) -> Tally:
@@ -160,17 +151,15 @@ def molecule(chosen: Sequence[str], room: Room) -> Tally:
     if not names:
         return nothing_ran("molecule", "there is no molecule/*/molecule.yml")
     tally = Tally()
-    with ThreadPoolExecutor(max_workers=max(SCENARIOS.values())) as pool:
-        for job in as_completed([pool.submit(room.run, name) for name in in_turns(names)]):
-            name, wrong, seconds = job.result()
-            print(f"  molecule {name:<20} {'FAILED: ' + wrong if wrong else 'passed'} ({seconds:.0f} s)", flush=True)
-            if wrong:
-                log = OUTPUT / f"molecule-{name}.log"
-                print("".join(f"    {line}\n" for line in log.read_text(errors="replace").splitlines()[-40:]), end="")
-                tally.failed += 1
-                tally.failures.append(f"molecule: {name} {wrong}; see {log.relative_to(ROOT)}")
-            else:
-                tally.passed += 1
+    for name, wrong, seconds in room.all(names):
+        print(f"  molecule {name:<20} {'FAILED: ' + wrong if wrong else 'passed'} ({seconds:.0f} s)", flush=True)
+        if wrong:
+            log = OUTPUT / f"molecule-{name}.log"
+            print("".join(f"    {line}\n" for line in log.read_text(errors="replace").splitlines()[-40:]), end="")
+            tally.failed += 1
+            tally.failures.append(f"molecule: {name} {wrong}; see {log.relative_to(ROOT)}")
+        else:
+            tally.passed += 1
     return tally
 
 
