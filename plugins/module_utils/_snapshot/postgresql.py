@@ -276,15 +276,19 @@ class Physical(Source):
         # The set waits for its log itself, in this repository alone; pgBackRest would wait at both ends of the copy.
         self._pgbackrest("copy the cluster", "backup", f"--type={kind}", "--no-archive-check")
 
+    def copy(self, set_id: str, full: bool) -> Member:
+        # Without a mark, for nobody else has to be of its moment: that would be in the next file of the log, and
+        # pgBackRest takes up the second one of two a third of a second later.
+        return self.finish(set_id, self.ahead(set_id, full))
+
     def mark(self, set_id: str, work: dict[str, Any]) -> dict[str, Any]:
         # The set's moment is a named point in the log, which is finished with it: it is archived from here on.
-        lsn, last, size, system, _switched = self._server.ask(
-            "SELECT lsn, pg_walfile_name(lsn), setting, system_identifier, pg_switch_wal()"
-            " FROM pg_create_restore_point(:'point') lsn, pg_control_system(), pg_settings"
-            " WHERE name = 'wal_segment_size'",
-            variables=[f"point={POINT}{set_id}"],
+        point = f"{POINT}{set_id}"
+        lsn, last, _switched = self._server.ask(
+            "SELECT lsn, pg_walfile_name(lsn), pg_switch_wal() FROM pg_create_restore_point(:'point') lsn",
+            variables=[f"point={point}"],
         ).split("|")
-        return {"lsn": lsn, "last": last, "segment": int(size), "system": system}
+        return {"point": point, "lsn": lsn, "last": last}
 
     def fence(self, seconds: float) -> dict[str, Any]:
         return Fence(self._server, ACCOUNT).close(seconds)
@@ -295,8 +299,17 @@ class Physical(Source):
 
     def finish(self, set_id: str, work: dict[str, Any]) -> Member:
         backup, archive = self._made(work["former"])
-        first, last, size = backup["archive"]["start"], work["last"], work["segment"]
-        self._wait_for(archive, _segments(first, last, size))
+        size, system = self._server.ask(
+            "SELECT setting, system_identifier FROM pg_control_system(), pg_settings WHERE name = 'wal_segment_size'"
+        ).split("|")
+        # The moment is that of the mark, or the end of the copy.
+        log = {
+            "archive": archive,
+            "first": backup["archive"]["start"],
+            "last": work.get("last", backup["archive"]["stop"]),
+            "size": int(size),
+        }
+        self._wait_for(archive, _segments(log["first"], log["last"], log["size"]))
         self._keep_histories(archive)
         info = backup["info"]
         return Member(
@@ -312,15 +325,15 @@ class Physical(Source):
             details={
                 "kind": backup["type"],
                 "needs": backup.get("reference") or [],
-                "system": work["system"],
+                "system": system,
                 "version": self.options.version,
                 "timeline": int(backup["archive"]["stop"][:8], 16),
                 "lsn_start": backup["lsn"]["start"],
                 "lsn_stop": backup["lsn"]["stop"],
-                "lsn": work["lsn"],
-                "point": f"{POINT}{set_id}",
-                # Without this log, from the beginning of the copy to the point, it cannot be restored.
-                "log": {"archive": archive, "first": first, "last": last, "size": size},
+                "lsn": work.get("lsn", backup["lsn"]["stop"]),
+                "point": work.get("point", ""),
+                # Without this log, from the beginning of the copy to its moment, it cannot be restored.
+                "log": log,
             },
         )
 
@@ -444,7 +457,8 @@ class Physical(Source):
             raise Damaged(f"{self.name}: pgBackRest has none of {', '.join(entry.label for entry in members)} any more")
         timeline = self._timeline(usable[-1].details["system"])
         if target.of_the_set:
-            chosen, arguments = member, ["--type=name", f"--target={member.details['point']}"]
+            chosen, point = member, member.details["point"]
+            arguments = ["--type=name", f"--target={point}"] if point else ["--type=immediate"]
             # Its own, also when a later restore has begun another one before that point.
             timeline = member.details["timeline"]
         elif target.name:
@@ -464,7 +478,10 @@ class Physical(Source):
             chosen, arguments = self._ancestors(usable, timeline)[-1], ["--type=default"]
         if not target.latest:
             arguments.append("--target-action=promote")
-        if timeline:
+        if timeline and arguments[0] == "--type=immediate":
+            # pgBackRest has no word for it there.
+            arguments.append(f"--recovery-option=recovery_target_timeline={timeline}")
+        elif timeline:
             arguments.append(f"--target-timeline={timeline}")
         data = self.options.data_directory
         places = {data: data + STAGING}
