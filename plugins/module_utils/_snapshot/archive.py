@@ -74,17 +74,20 @@ class Archive(files.Files):
     options: Options
 
     def due(self) -> dict[str, dict[str, Facts]]:
-        """The facts of what is old enough, by path and by name in it. Only files are: folders stay."""
+        """The facts of what is old enough, by path and by name in it, and as ``changed`` its identity. Only files are:
+        folders stay.
+        """
         before = int((time.time() - self.options.days * 86400) * 1_000_000)
         left_out = leaves_out(self.options.exclude)
-        return {
-            path: {
-                name: facts
-                for name, facts in index(path, left_out).items()
+        due = {}
+        for path in self.options.paths:
+            marked: dict[str, list[int]] = {}
+            due[path] = {
+                name: {**facts, "changed": marked[name]}
+                for name, facts in index(path, left_out, marked).items()
                 if stat.S_ISREG(facts["mode"]) and facts["mtime"] < before
             }
-            for path in self.options.paths
-        }
+        return due
 
     def plan(self) -> None:
         super().plan()
@@ -114,7 +117,8 @@ class Archive(files.Files):
         moving = {}
         for path, found in due.items():
             after = marks(path, left_out)
-            moving[path] = changes(found, {name: after[name] for name in found if name in after})
+            was = {name: facts["changed"] for name, facts in found.items()}
+            moving[path] = changes(was, {name: after[name] for name in found if name in after})
         details = {"folder": folder, "entries": sum(map(len, due.values())), "moving": moving}
         return {"member": dataclasses.asdict(dataclasses.replace(member, details=details))}
 

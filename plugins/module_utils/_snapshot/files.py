@@ -25,6 +25,8 @@ from .sources import Target
 from .tree import Facts, changes, differences, index, is_below, leaves_out, marks, mounted, walk
 
 INDEX = "index.json"
+# How it tells of a file with holes.
+SPARSE = '"sparse": true'
 
 
 @dataclass
@@ -126,10 +128,12 @@ class Files(Kept):
         folder = self.scratch()
         options = [f"--exclude={pattern}" for pattern in self._excluded()]
         before: dict[str, dict[str, Facts]] = {}
+        marked: dict[str, dict[str, list[int]]] = {path: {} for path in self.options.paths}
         with frozen(self.context, self.options.paths) as views:
 
             def look() -> None:
-                before.update({path: index(view, _within(view, path, left_out)) for path, view in views.items()})
+                for path, view in sorted(views.items()):
+                    before[path] = index(view, _within(view, path, left_out), marked[path])
                 with open(f"{folder}/{INDEX}", "w", encoding="ascii") as handle:
                     handle.write(json.dumps(before))  # json.dump is many times slower
 
@@ -142,7 +146,7 @@ class Files(Kept):
                     consistency="crash",
                     wrapper=showing(views),
                 )
-            moving = {path: changes(before[path], marks(path, left_out)) for path in self.options.paths}
+            moving = {path: changes(marked[path], marks(path, left_out)) for path in self.options.paths}
         details = {
             "folder": folder,
             "entries": sum(map(len, before.values())),
@@ -172,23 +176,31 @@ class Files(Kept):
 
         :raises Damaged: when one is not as it was.
         """
-        wanted = self._index(target, details)
+        found = {path: index(place) if os.path.lexists(place) else {} for path, place in places.items()}
+        told = self._told(target, details)
+        moving = sum(map(len, details["moving"].values()))
+        proven = {"entries": sum(map(len, found.values())), "moving": moving}
+        if json.dumps(found) == told and SPARSE not in told:
+            return proven  # in a fifth less time than by a look at each entry
+        wanted = json.loads(told)
         for path, place in places.items():
-            found = index(place) if os.path.lexists(place) else {}
             for name, facts in wanted[path].items():
-                if facts["sparse"] and name in found:
+                if facts["sparse"] and name in found[path]:
                     self._dig(os.path.normpath(os.path.join(place, name)))
-            wrong = differences(wanted[path], found, details["moving"][path])
+            wrong = differences(wanted[path], found[path], details["moving"][path])
             if wrong:
                 raise Damaged(f"{self.name}: {path}: {len(wrong)} differences: {'; '.join(wrong[:3])}")
-        moving = sum(map(len, details["moving"].values()))
-        return {"entries": sum(map(len, wanted.values())), "moving": moving}
+        return {**proven, "entries": sum(map(len, wanted.values()))}
 
     def _index(self, target: str, details: dict[str, Any]) -> dict[str, dict[str, Facts]]:
         """What a set knows of its trees, by path and name. :raises Damaged: when it was not restored to ``target``."""
+        return dict(json.loads(self._told(target, details)))
+
+    def _told(self, target: str, details: dict[str, Any]) -> str:
+        """The same as text."""
         try:
             with open(f"{target}{details['folder']}/{INDEX}", encoding="ascii") as handle:
-                return dict(json.load(handle))
+                return handle.read()
         except FileNotFoundError:
             raise Damaged(f"{self.name}: the set does not hold its index") from None
 

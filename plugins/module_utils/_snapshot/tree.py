@@ -81,10 +81,14 @@ def _named(root: str, left_out: Callable[[str], bool]) -> Iterator[tuple[str, st
             yield path[skip:] or ".", path, status
 
 
-def index(root: str, left_out: Callable[[str], bool] = nothing) -> dict[str, Facts]:
+def index(
+    root: str, left_out: Callable[[str], bool] = nothing, marked: dict[str, list[int]] | None = None
+) -> dict[str, Facts]:
     """All that there is to know of a tree but the content of its files, by path relative to ``root``, a plain path.
 
-    Beside what is compared: ``sparse``, and ``changed``, its :func:`identity`.
+    Beside what is compared: ``sparse``.
+
+    :param marked: takes the :func:`marks` of the same look.
     """
     found: dict[str, Facts] = {}
     first: dict[tuple[int, int], str] = {}
@@ -93,6 +97,8 @@ def index(root: str, left_out: Callable[[str], bool] = nothing) -> dict[str, Fac
             found[name] = _facts(path, name, status, first)
         except FileNotFoundError:
             continue
+        if marked is not None:
+            marked[name] = identity(status)
     return found
 
 
@@ -126,7 +132,6 @@ def _facts(path: str, name: str, status: os.stat_result, first: dict[tuple[int, 
         "twin": first.setdefault((status.st_dev, status.st_ino), name) if linked else name,
         "xattrs": _attributes(path),
         "sparse": regular and status.st_size >= 4096 and status.st_blocks * 512 < status.st_size,
-        "changed": identity(status),
     }
 
 
@@ -152,10 +157,9 @@ def digest(path: str, algorithm: str) -> str:
     return found.hexdigest()
 
 
-def changes(before: Mapping[str, Facts], after: Mapping[str, list[int]]) -> list[str]:
-    """What was not the same all the time from an index of a tree to :func:`marks` of it."""
-    gone_or_changed = [name for name, facts in before.items() if after.get(name) != facts["changed"]]
-    return sorted([*gone_or_changed, *(after.keys() - before.keys())])
+def changes(before: Mapping[str, list[int]], after: Mapping[str, list[int]]) -> list[str]:
+    """What was not the same all the time from some :func:`marks` of a tree to later ones."""
+    return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
 
 
 def differences(wanted: Mapping[str, Facts], found: Mapping[str, Facts], moving: Collection[str]) -> list[str]:

@@ -70,11 +70,13 @@ class TestIndex:
         assert any(line.startswith(words) for line in told), told
 
     def test_what_changed_meanwhile_may_be_anything(self, root: Path) -> None:
-        before = tree.index(str(root))
+        marked: dict[str, list[int]] = {}
+        before = tree.index(str(root), marked=marked)
+        assert marked == tree.marks(str(root))
         (root / "folder" / "late").touch()
         with (root / "folder" / "twin").open("a") as handle:
             handle.write("more")
-        moving = tree.changes(before, tree.marks(str(root)))
+        moving = tree.changes(marked, tree.marks(str(root)))
         assert moving == ["file", "folder", "folder/late", "folder/twin"]
         (root / "folder" / "late").rename(root / "folder" / "came and went")
         assert tree.differences(before, tree.index(str(root)), moving) == []
