@@ -178,19 +178,17 @@ class Files(Kept):
         """
         found = {path: index(place) if os.path.lexists(place) else {} for path, place in places.items()}
         told = self._told(target, details)
-        moving = sum(map(len, details["moving"].values()))
-        proven = {"entries": sum(map(len, found.values())), "moving": moving}
-        if json.dumps(found) == told and SPARSE not in told:
-            return proven  # in a fifth less time than by a look at each entry
-        wanted = json.loads(told)
-        for path, place in places.items():
-            for name, facts in wanted[path].items():
-                if facts["sparse"] and name in found[path]:
-                    self._dig(os.path.normpath(os.path.join(place, name)))
-            wrong = differences(wanted[path], found[path], details["moving"][path])
-            if wrong:
-                raise Damaged(f"{self.name}: {path}: {len(wrong)} differences: {'; '.join(wrong[:3])}")
-        return {**proven, "entries": sum(map(len, wanted.values()))}
+        # Two texts take less time than entries one by one, which need a look only where they differ or have holes.
+        if json.dumps(found) != told or SPARSE in told:
+            wanted = json.loads(told)
+            for path, place in places.items():
+                for name, facts in wanted[path].items():
+                    if facts["sparse"] and name in found[path]:
+                        self._dig(os.path.normpath(os.path.join(place, name)))
+                wrong = differences(wanted[path], found[path], details["moving"][path])
+                if wrong:
+                    raise Damaged(f"{self.name}: {path}: {len(wrong)} differences: {'; '.join(wrong[:3])}")
+        return {"entries": details["entries"], "moving": sum(map(len, details["moving"].values()))}
 
     def _index(self, target: str, details: dict[str, Any]) -> dict[str, dict[str, Facts]]:
         """What a set knows of its trees, by path and name. :raises Damaged: when it was not restored to ``target``."""

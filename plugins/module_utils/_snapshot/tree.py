@@ -19,7 +19,7 @@ Facts = dict[str, Any]
 # What two equal trees agree in. The content of files is the business of whoever has copied them.
 COMPARED = ("mode", "owner", "size", "mtime", "target", "twin", "xattrs")
 _compared = operator.itemgetter(*COMPARED)
-_name = operator.attrgetter("name")
+_by_name = operator.attrgetter("name")
 
 
 def nothing(path: str) -> bool:
@@ -68,7 +68,7 @@ def _listed(folder: str) -> Iterator[os.DirEntry[str]]:
     """What is in a folder, by name."""
     try:
         with os.scandir(folder) as entries:
-            return iter(sorted(entries, key=_name))
+            return iter(sorted(entries, key=_by_name))
     except (FileNotFoundError, NotADirectoryError):
         return iter(())
 
@@ -167,10 +167,10 @@ def differences(wanted: Mapping[str, Facts], found: Mapping[str, Facts], moving:
 
     What was ``moving`` while it was copied may be anything, and a folder that was may hold what came and went.
     """
-    other = found.keys() ^ wanted.keys()
-    other |= {name for name, facts in found.items() if name in wanted and _compared(facts) != _compared(wanted[name])}
+    unequal = found.keys() ^ wanted.keys()
+    unequal |= {name for name, facts in found.items() if name in wanted and _compared(facts) != _compared(wanted[name])}
     wrong = []
-    for name in sorted(other.difference(moving)):
+    for name in sorted(unequal.difference(moving)):
         if name not in found:
             wrong.append(f"{name!r} is missing")
         elif name not in wanted:
